@@ -1,0 +1,33 @@
+//! An OCI hook that keeps the host side of a VM sandbox in the right cgroups: the vCPU threads, and only they, under the pod's
+//! CPU limits; the VMM and its helpers in a memory group without a limit; nothing left behind when the sandbox ends.
+//!
+//! # Layout
+//!
+//! Data flows one way: what is read becomes a [`plan::Plan`], and only [`apply`] changes the host.
+//!
+//! ```text
+//! stdin, config.json ─▶ oci      who is this, which container of it, which cgroupsPath, what CPU it asks for
+//! /proc, runtime dirs ─▶ vmm     the VM's processes, and which of their threads are vCPUs, with the proof
+//! mountinfo, cgroups ─▶ cgroup   where each controller lives, which groups are the sandbox's, which values they are to have
+//! state-dir ──────────▶ record   what this sandbox's containers asked for so far, under a lock
+//!                         │
+//!                         ▼
+//!                       plan     a pure value: ordered steps; --dry-run prints it
+//!                         │
+//!                         ▼
+//!                       apply    does the steps, undoes them on failure
+//! ```
+//!
+//! - [`cli`]: arguments; [`config`]: the configuration file; [`commands`]: a run from state to exit code
+//! - [`oci`]: state, bundle, sandbox; [`vmm`]: kinds, find, vcpu; [`cgroup`]: mounts, path, demand, group, v1
+//! - [`proc`]: the one reader of /proc; [`foreign`]: reading files that others wrote; [`sys`]: the few system calls by hand
+//! - [`plan`], [`apply`], [`record`]; [`log`], [`error`], [`deadline`]
+
+// Nothing that comes from outside may end in a panic; tests may fail loudly.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod deadline;
+pub mod error;
+pub mod foreign;
+pub mod proc;
+pub mod sys;

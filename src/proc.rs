@@ -1,0 +1,396 @@
+//! The one reader of /proc.
+//!
+//! Every user of the host can put words into /proc: names, arguments, links. What is read here is therefore only ever
+//! reported, never believed; `vmm::find` decides. A process is held by a descriptor of its directory, so that everything read
+//! through one [`Process`] is of that process and of no later one that got its number (proc(5): after the process is gone such
+//! a descriptor answers ESRCH).
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+
+use crate::foreign;
+
+/// PF_USER_WORKER (include/linux/sched.h): a thread that the kernel made inside a process, such as vhost's or KVM's workers.
+const USER_WORKER: u64 = 0x4000;
+
+/// No file of /proc that is read here is longer: a command line is the longest, and QEMU's are about 5 KiB.
+const LIMIT: u64 = 1 << 20;
+
+/// A mounted proc file system.
+#[derive(Debug, Clone)]
+pub struct Proc {
+    root: PathBuf,
+}
+
+impl Proc {
+    /// The proc file system mounted at `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Opens process `pid`: `None` if there is none.
+    pub fn process(&self, pid: i32) -> Result<Option<Process>, Errno> {
+        if pid <= 0 {
+            return Ok(None);
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        match openat(AT_FDCWD, &self.root.join(pid.to_string()), flags, Mode::empty()) {
+            Ok(dir) => Ok(Some(Process { pid, dir })),
+            Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The start time of whatever process or thread bears the number `id` now, in clock ticks since boot.
+    ///
+    /// Threads have a directory of their own at the top of /proc, though it is not listed there (proc(5)).
+    pub fn start_of(&self, id: i32) -> Option<u64> {
+        self.process(id).ok()??.stat().ok().map(|stat| stat.start)
+    }
+
+    /// The mount table of this process: one line a mount (proc_pid_mountinfo(5)).
+    pub fn mountinfo(&self) -> Result<Vec<u8>, Errno> {
+        foreign::read(AT_FDCWD, &self.root.join("self/mountinfo"), 16 << 20).map(|(bytes, _)| bytes)
+    }
+
+    /// Where the mount table is, for messages.
+    pub fn mountinfo_path(&self) -> PathBuf {
+        self.root.join("self/mountinfo")
+    }
+
+    /// Seconds since the epoch at which the host booted, by today's clock.
+    pub fn boot_time(&self) -> Option<u64> {
+        let (bytes, _) = foreign::read(AT_FDCWD, &self.root.join("stat"), 16 << 20).ok()?;
+        let line = bytes.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"btime "))?;
+        number(line)
+    }
+
+    /// Whether we share pid 1's pid and mount namespaces; not if that cannot be seen.
+    ///
+    /// The links in /proc/1/ns would say so, but reading them takes the right to trace pid 1, which not every root has. A process
+    /// of another pid namespace bears more than one number, and a mount bears its id in one mount namespace only.
+    pub fn in_host_namespaces(&self) -> bool {
+        let read = |name: &str, limit| foreign::read(AT_FDCWD, &self.root.join(name), limit).map(|(bytes, _)| bytes);
+        let status = read("self/status", LIMIT).ok().and_then(|text| Status::parse(&text));
+        let mount_ids = |name: &str| read(name, 16 << 20).map(|text| mount_ids(&text)).unwrap_or_default();
+        let ours = mount_ids("self/mountinfo");
+        status.is_some_and(|status| !status.is_nested) && mount_ids("1/mountinfo").iter().any(|id| ours.contains(id))
+    }
+}
+
+/// The ids of the mounts in a mountinfo file: the first field of each line.
+fn mount_ids(table: &[u8]) -> Vec<u64> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| number(words(line).next()?)).collect()
+}
+
+/// One process (or one thread, by its own number), held open.
+#[derive(Debug)]
+pub struct Process {
+    /// Its number in our pid namespace.
+    pub pid: i32,
+    dir: OwnedFd,
+}
+
+impl Process {
+    fn read(&self, name: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
+        foreign::read(&self.dir, name.as_ref(), LIMIT).map(|(bytes, _)| bytes)
+    }
+
+    fn read_of_thread(&self, tid: i32, name: &str) -> Result<Vec<u8>, Errno> {
+        self.read(format!("task/{tid}/{name}"))
+    }
+
+    /// What `/proc/PID/stat` says.
+    pub fn stat(&self) -> Result<Stat, Errno> {
+        Stat::parse(&self.read("stat")?).ok_or(Errno::EINVAL)
+    }
+
+    /// What `/proc/PID/task/TID/stat` says.
+    pub fn thread_stat(&self, tid: i32) -> Result<Stat, Errno> {
+        Stat::parse(&self.read_of_thread(tid, "stat")?).ok_or(Errno::EINVAL)
+    }
+
+    /// Its thread group and user ids.
+    pub fn status(&self) -> Result<Status, Errno> {
+        Status::parse(&self.read("status")?).ok_or(Errno::EINVAL)
+    }
+
+    /// Its arguments. It can write anything there (PR_SET_MM_ARG_START), so they only ever narrow a choice.
+    pub fn arguments(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        let bytes = self.read("cmdline")?;
+        let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
+        Ok(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
+    }
+
+    /// The path of its executable as seen from here, and the file itself, which may be another than the one now at that path.
+    pub fn executable(&self) -> Result<(PathBuf, FileStat), Errno> {
+        let path = readlinkat(&self.dir, "exe")?;
+        let file = fstatat(&self.dir, "exe", AtFlags::empty())?;
+        Ok((PathBuf::from(path), file))
+    }
+
+    /// Its threads, lowest number first.
+    pub fn threads(&self) -> Result<Vec<i32>, Errno> {
+        let mut tids: Vec<i32> = self.list("task")?.iter().filter_map(|name| number(name)).collect();
+        tids.sort_unstable();
+        Ok(tids)
+    }
+
+    /// Its open descriptors and what each is of, such as `anon_inode:kvm-vcpu:0`.
+    pub fn descriptors(&self) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = openat(&self.dir, "fd", flags, Mode::empty())?;
+        let numbers = list_open(dir.try_clone().map_err(|error| crate::error::errno_of(&error))?)?;
+        let target = |name: &Vec<u8>| {
+            let link = readlinkat(dir.as_fd(), Path::new(std::ffi::OsStr::from_bytes(name))).ok()?;
+            Some((number(name)?, link.into_vec()))
+        };
+        Ok(numbers.iter().filter_map(target).collect())
+    }
+
+    /// The system call that thread `tid` is in, `None` while it runs: number, then arguments (proc_pid_syscall(5)).
+    pub fn system_call(&self, tid: i32) -> Result<Option<Vec<u64>>, Errno> {
+        Ok(parse_system_call(&self.read_of_thread(tid, "syscall")?))
+    }
+
+    /// The groups that thread `tid` is in.
+    pub fn membership(&self, tid: i32) -> Result<Membership, Errno> {
+        self.read_of_thread(tid, "cgroup").map(|bytes| Membership::parse(&bytes))
+    }
+
+    /// The processes that its threads started and that still run; none where the kernel keeps no such list
+    /// (CONFIG_PROC_CHILDREN).
+    pub fn children(&self) -> Vec<i32> {
+        let of_thread = |tid: i32| self.read_of_thread(tid, "children").unwrap_or_default();
+        let lists = self.threads().unwrap_or_default().into_iter().map(of_thread);
+        lists.flat_map(|list| list.split(|byte| *byte == b' ').filter_map(number).collect::<Vec<i32>>()).collect()
+    }
+
+    fn list(&self, name: &str) -> Result<Vec<Vec<u8>>, Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        list_open(openat(&self.dir, name, flags, Mode::empty())?)
+    }
+}
+
+fn list_open(dir: OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut dir = Dir::from_fd(dir)?;
+    dir.iter().map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec())).collect()
+}
+
+/// The fields of `/proc/PID/stat` that matter here (proc_pid_stat(5)).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// The name, which the process chooses.
+    pub name: Vec<u8>,
+    /// One letter; Z and X are dead.
+    pub state: u8,
+    /// The parent's pid.
+    pub parent: i32,
+    /// Made by the kernel inside the process: never a vCPU, whatever its registers say.
+    pub is_user_worker: bool,
+    /// Start time in clock ticks since boot: with the pid, the identity of a process.
+    pub start: u64,
+    /// Time spent running a guest, in clock ticks: above 0 for vCPU threads only, and not counted by every kind of KVM.
+    pub guest_time: u64,
+}
+
+impl Stat {
+    /// Parses a stat line. The name may hold anything, spaces and brackets too, so the last `)` ends it.
+    pub fn parse(line: &[u8]) -> Option<Self> {
+        let open = line.iter().position(|byte| *byte == b'(')?;
+        let close = line.iter().rposition(|byte| *byte == b')')?;
+        let fields: Vec<&[u8]> = line.get(close + 2..)?.split(u8::is_ascii_whitespace).collect();
+        // proc_pid_stat(5) counts from 1 and the state is field 3.
+        let field = |n: usize| fields.get(n - 3).copied();
+        Some(Self {
+            name: line.get(open + 1..close)?.to_vec(),
+            state: *field(3)?.first()?,
+            parent: number(field(4)?)?,
+            is_user_worker: number::<u64>(field(9)?)? & USER_WORKER != 0,
+            start: number(field(22)?)?,
+            guest_time: number(field(43)?)?,
+        })
+    }
+
+    /// Whether it has ended and only waits to be reaped.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+}
+
+/// The lines of `/proc/PID/status` that matter here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The process that a thread belongs to.
+    pub thread_group: i32,
+    /// Real, effective, saved and file system user id.
+    pub uids: [u32; 4],
+    /// It is in a pid namespace below the one that this /proc shows, and so bears a number in each (Linux 4.1).
+    pub is_nested: bool,
+}
+
+impl Status {
+    /// Parses the file.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let line = |key: &[u8]| text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(key));
+        let uids: Vec<u32> = words(line(b"Uid:")?).filter_map(number).collect();
+        Some(Self {
+            thread_group: number(words(line(b"Tgid:")?).next()?)?,
+            uids: uids.try_into().ok()?,
+            is_nested: words(line(b"NSpid:")?).count() > 1,
+        })
+    }
+}
+
+/// `/proc/TID/cgroup`: the group of each hierarchy that a thread is in (cgroups(7)).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Membership(Vec<(Vec<String>, PathBuf)>);
+
+impl Membership {
+    /// Parses the file: `id:controllers:path` a line; v2's has no controllers. A line that is no such thing is passed over.
+    pub fn parse(text: &[u8]) -> Self {
+        let line = |line: &[u8]| {
+            let mut parts = line.splitn(3, |byte| *byte == b':');
+            let controllers = std::str::from_utf8(parts.nth(1)?).ok()?;
+            let path = PathBuf::from(OsString::from_vec(parts.next()?.to_vec()));
+            Some((controllers.split(',').map(str::to_owned).collect(), path))
+        };
+        Self(text.split(|byte| *byte == b'\n').filter_map(line).collect())
+    }
+
+    /// The path within the v1 hierarchy that carries `controller`.
+    pub fn v1(&self, controller: &str) -> Option<&Path> {
+        self.0.iter().find(|(names, _)| names.iter().any(|name| name == controller)).map(|(_, path)| path.as_path())
+    }
+
+    /// The path within the v2 hierarchy.
+    pub fn v2(&self) -> Option<&Path> {
+        self.v1("")
+    }
+}
+
+/// `NR ARG0 ARG1 …` with the arguments in hex; `running` and `-1 …` are no system call.
+fn parse_system_call(text: &[u8]) -> Option<Vec<u64>> {
+    let mut words = words(text);
+    let first = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+    let argument = |word: &[u8]| u64::from_str_radix(std::str::from_utf8(word).ok()?.strip_prefix("0x")?, 16).ok();
+    std::iter::once(Some(first)).chain(words.map(argument)).collect()
+}
+
+fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
+}
+
+/// A decimal number, white space around it allowed.
+pub fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // From a QEMU 7.2 under KVM on Linux 6.18: a vCPU thread, and KVM's own worker in the same process.
+    const VCPU: &[u8] =
+        b"2841 (qemu-system-x86) S 2830 2830 1063 0 -1 138412224 6 0 0 0 0 0 0 0 20 0 6 0 23331 506638336 10381 \
+        18446744073709551615 93957039710208 93957045570645 140735734681680 0 0 0 2147219511 4100 16963 1 0 0 -1 0 0 0 0 7 0 \
+        93957048682744 93957053886896 93957842563072 140735734684187 140735734684368 140735734684368 140735734685660 0\n";
+    const WORKER: &[u8] =
+        b"2845 (kvm-nx-lpage-re) S 2830 2830 1063 0 -1 138428608 0 0 0 0 0 0 0 0 20 0 6 0 23335 506638336 10381 \
+        18446744073709551615 93957039710208 93957045570645 140735734681680 0 0 0 2147221247 4100 16963 1 0 0 -1 1 0 0 0 0 0 \
+        93957048682744 93957053886896 93957842563072 140735734684187 140735734684368 140735734684368 140735734685660 0\n";
+
+    #[test]
+    fn a_stat_line_tells_start_parent_guest_time_and_kernel_workers() {
+        let vcpu = Stat::parse(VCPU).unwrap();
+        assert_eq!((vcpu.parent, vcpu.start, vcpu.guest_time), (2830, 23331, 7));
+        assert!(!vcpu.is_user_worker && !vcpu.is_dead());
+        let worker = Stat::parse(WORKER).unwrap();
+        assert!(worker.is_user_worker);
+        assert_eq!(worker.guest_time, 0);
+    }
+
+    #[test]
+    fn a_name_made_to_look_like_a_stat_line_fools_nobody() {
+        let forged = String::from_utf8(VCPU.to_vec()).unwrap().replace("(qemu-system-x86)", "(a) R 1 (b)");
+        let stat = Stat::parse(forged.as_bytes()).unwrap();
+        assert_eq!((stat.name.as_slice(), stat.parent), (b"a) R 1 (b".as_slice(), 2830));
+    }
+
+    #[test]
+    fn half_a_stat_line_is_none() {
+        for end in [0, 10, 25, 60, 100] {
+            assert_eq!(Stat::parse(&VCPU[..end]), None);
+        }
+        assert_eq!(Stat::parse(b") ("), None);
+    }
+
+    #[test]
+    fn status_gives_the_thread_group_all_four_user_ids_and_nesting() {
+        let status = |nspid: &str| {
+            let text = format!("Name:\tqemu\nTgid:\t2834\nPid:\t2841\nUid:\t0\t1\t2\t3\nGid:\t0\t0\t0\t0\nNSpid:{nspid}\n");
+            Status::parse(text.as_bytes())
+        };
+        let expected = Status { thread_group: 2834, uids: [0, 1, 2, 3], is_nested: false };
+        assert_eq!(status("\t2841"), Some(expected.clone()));
+        assert_eq!(status("\t2841\t1"), Some(Status { is_nested: true, ..expected }));
+        assert_eq!(Status::parse(b"Tgid:\t1\nUid:\t0\t0\t0\nNSpid:\t1\n"), None);
+    }
+
+    #[test]
+    fn the_host_is_told_from_a_container_by_numbers_and_mounts() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        std::fs::create_dir(dir.path().join("self")).unwrap();
+        std::fs::create_dir(dir.path().join("1")).unwrap();
+        let status = |nspid: &str| format!("Tgid:\t7\nUid:\t0\t0\t0\t0\nNSpid:\t{nspid}\n");
+        let proc = Proc::new(dir.path());
+        assert!(!proc.in_host_namespaces(), "nothing can be seen");
+        write("1/mountinfo", "22 27 0:21 / /proc rw - proc proc rw\n23 27 0:22 / /sys rw - sysfs sysfs rw\n");
+        write("self/mountinfo", "23 27 0:22 / /sys rw - sysfs sysfs rw\n");
+        write("self/status", &status("7"));
+        assert!(proc.in_host_namespaces());
+        write("self/status", &status("7\t1"));
+        assert!(!proc.in_host_namespaces(), "a pid namespace of its own");
+        write("self/status", &status("7"));
+        write("self/mountinfo", "43 42 0:22 / /sys rw - sysfs sysfs rw\n");
+        assert!(!proc.in_host_namespaces(), "a mount namespace of its own");
+    }
+
+    #[test]
+    fn a_membership_knows_each_hierarchy_by_its_controllers() {
+        let groups = Membership::parse(b"9:name=systemd:/\n3:cpu,cpuacct:/a:b\n2:memory:/m\n0::/u\nrubbish\n");
+        assert_eq!(groups.v1("cpuacct"), Some(Path::new("/a:b")));
+        assert_eq!(groups.v1("memory"), Some(Path::new("/m")));
+        assert_eq!(groups.v1("cpuset"), None);
+        assert_eq!(groups.v2(), Some(Path::new("/u")));
+    }
+
+    #[test]
+    fn a_running_thread_is_in_no_system_call() {
+        assert_eq!(parse_system_call(b"running\n"), None);
+        assert_eq!(parse_system_call(b"-1 0x7ffd 0x7f24\n"), None);
+        assert_eq!(parse_system_call(b"16 0xf 0xae80 0x0 0x0 0x5 0x6 0x7 0x8\n").unwrap()[..3], [16, 0xf, 0xae80]);
+    }
+
+    #[test]
+    fn our_own_process_can_be_read_whole() {
+        let proc = Proc::new("/proc");
+        let own = i32::try_from(std::process::id()).unwrap();
+        let process = proc.process(own).unwrap().unwrap();
+        assert!(process.threads().unwrap().contains(&own));
+        assert_eq!(process.status().unwrap().thread_group, own);
+        assert_eq!(process.stat().unwrap().start, proc.start_of(own).unwrap());
+        assert!(process.executable().unwrap().0.is_absolute());
+        assert!(!process.arguments().unwrap().is_empty());
+        assert!(!process.descriptors().unwrap().is_empty());
+        assert!(proc.process(0).unwrap().is_none() && proc.process(-1).unwrap().is_none());
+    }
+}

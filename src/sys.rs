@@ -1,0 +1,63 @@
+//! The few system calls that no crate of ours wraps: extended attributes of an open directory, and a file system mounted
+//! nowhere. Everything `unsafe` in this program is in this file.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Sets an extended attribute of an open file or directory (setxattr(2)).
+pub fn set_xattr(fd: impl AsFd, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is borrowed and so open, `name` ends in NUL, and pointer and length are of one living slice.
+    let done = unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(done).map(drop)
+}
+
+/// Reads an extended attribute of at most 256 bytes of an open file or directory (getxattr(2)).
+pub fn get_xattr(fd: impl AsFd, name: &CStr) -> Result<Vec<u8>, Errno> {
+    let mut value = vec![0_u8; 256];
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: as above, and the kernel writes at most `value.len()` bytes into `value`.
+    let length = unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let length = Errno::result(length)?;
+    value.truncate(usize::try_from(length).unwrap_or(0));
+    Ok(value)
+}
+
+/// Mounts the file system `kind` read-only, attached to no place (fsopen(2), fsmount(2), Linux 5.2), and gives its root. It is
+/// gone when the descriptor is closed.
+pub fn mount_detached(kind: &CStr) -> Result<OwnedFd, Errno> {
+    const FSOPEN_CLOEXEC: libc::c_long = 1;
+    const FSCONFIG_CMD_CREATE: libc::c_long = 6;
+    const FSMOUNT_CLOEXEC: libc::c_long = 1;
+    const RDONLY_NOSUID_NODEV_NOEXEC: libc::c_long = 0xf;
+    let null = std::ptr::null::<libc::c_char>();
+    // SAFETY: fsopen reads the NUL-terminated name and a flag.
+    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
+    let fd = libc::c_long::from(context.as_raw_fd());
+    // SAFETY: FSCONFIG_CMD_CREATE takes no key and no value; both pointers are null as fsconfig(2) asks.
+    Errno::result(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, null, null, 0_i64) })?;
+    // SAFETY: fsmount takes numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, fd, FSMOUNT_CLOEXEC, RDONLY_NOSUID_NODEV_NOEXEC) })
+}
+
+/// Takes the new descriptor that a system call returned.
+fn owned(returned: libc::c_long) -> Result<OwnedFd, Errno> {
+    let fd = RawFd::try_from(Errno::result(returned)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor for us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_call_gives_its_errno() {
+        let dir = std::fs::File::open("/proc").unwrap();
+        assert!(get_xattr(&dir, c"trusted.none").is_err());
+        assert!(mount_detached(c"no-such-file-system").is_err());
+    }
+}
