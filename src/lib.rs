@@ -29,5 +29,6 @@
 pub mod deadline;
 pub mod error;
 pub mod foreign;
+pub mod oci;
 pub mod proc;
 pub mod sys;
