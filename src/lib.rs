@@ -32,3 +32,4 @@ pub mod foreign;
 pub mod oci;
 pub mod proc;
 pub mod sys;
+pub mod vmm;

@@ -1,0 +1,159 @@
+//! KVM's own word on which thread runs which vCPU: debugfs `kvm/<tid>-<fd>/vcpu<n>/pid`.
+//!
+//! The file holds the thread that last entered KVM_RUN (Linux 6.0, e36de87d34a7), whatever its VMM calls it. The directory is
+//! named after the thread that made the VM and its descriptor there, so it is found by both and never by a name alone.
+//! debugfs need not be mounted: it is opened detached, attached to no place. A mounted one is used as it is, since older kernels
+//! reset its mount options when it is mounted once more (`debugfs_remount` before the fs_context conversion of Linux 6.10).
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::foreign;
+use crate::proc::number;
+use crate::sys;
+
+/// DEBUGFS_MAGIC (linux/magic.h).
+const MAGIC: i64 = 0x6462_6720;
+
+/// One vCPU as KVM has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vcpu {
+    /// Its number.
+    pub index: u32,
+    /// The thread that last ran it; 0 if none has. A dead one is of an unplugged vCPU that QEMU keeps parked.
+    pub tid: i32,
+}
+
+/// KVM's directory in debugfs, open for reading.
+#[derive(Debug)]
+pub struct Debugfs {
+    kvm: OwnedFd,
+}
+
+impl Debugfs {
+    /// Opens it: where the host has it mounted, else detached. An error where there is none to be had.
+    pub fn open(mounted_at: Option<&Path>) -> Result<Self, Errno> {
+        let root = match mounted_at.map(open_mounted) {
+            Some(Ok(root)) => root,
+            _ => sys::mount_detached(c"debugfs")?,
+        };
+        Self::beneath(&root)
+    }
+
+    /// KVM's directory beneath an open root.
+    pub fn beneath(root: impl AsFd) -> Result<Self, Errno> {
+        open_dir(root, "kvm").map(|kvm| Self { kvm })
+    }
+
+    /// The vCPUs of the VM that one of `threads` made as one of `descriptors`; `None` if KVM shows no such VM.
+    ///
+    /// Where the thread that made the VM is gone, the VM is known by its vCPUs' threads.
+    pub fn vcpus(&self, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
+        let names = list(open_dir(&self.kvm, ".").ok()?).ok()?;
+        let of_descriptor: Vec<(i32, String)> = names
+            .into_iter()
+            .filter_map(|name| vm_of(&name).filter(|(_, fd)| descriptors.contains(fd)).map(|(tid, _)| (tid, name)))
+            .collect();
+        let made_by_us = of_descriptor.iter().find(|(tid, _)| threads.contains(tid));
+        if let Some((_, name)) = made_by_us {
+            return self.vcpus_in(name).ok().filter(|vcpus| !vcpus.is_empty());
+        }
+        of_descriptor.iter().find_map(|(_, name)| {
+            let vcpus = self.vcpus_in(name).ok()?;
+            vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid)).then_some(vcpus)
+        })
+    }
+
+    fn vcpus_in(&self, vm: &str) -> Result<Vec<Vcpu>, Errno> {
+        let dir = open_dir(&self.kvm, vm)?;
+        let mut vcpus = Vec::new();
+        for name in list(dir.try_clone().map_err(|error| crate::error::errno_of(&error))?)? {
+            let Some(index) = name.strip_prefix("vcpu").and_then(|index| index.parse().ok()) else {
+                continue;
+            };
+            let (text, _) = foreign::read(&dir, Path::new(&format!("{name}/pid")), 64)?;
+            vcpus.push(Vcpu { index, tid: number(&text).ok_or(Errno::EINVAL)? });
+        }
+        vcpus.sort_by_key(|vcpu| vcpu.index);
+        Ok(vcpus)
+    }
+}
+
+/// `<tid>-<fd>`, with whatever a later kernel puts behind it.
+fn vm_of(name: &str) -> Option<(i32, u64)> {
+    let (tid, rest) = name.split_once('-')?;
+    let digits = rest.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(rest.len());
+    Some((tid.parse().ok()?, rest[..digits].parse().ok()?))
+}
+
+fn open_mounted(at: &Path) -> Result<OwnedFd, Errno> {
+    let root = open_dir(AT_FDCWD, at)?;
+    let is_debugfs = fstatfs(File::from(root.try_clone().map_err(|error| crate::error::errno_of(&error))?))?.filesystem_type()
+        == FsType(MAGIC as _);
+    if is_debugfs { Ok(root) } else { Err(Errno::ENODEV) }
+}
+
+fn open_dir<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> Result<OwnedFd, Errno> {
+    openat(at, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+}
+
+fn list(dir: OwnedFd) -> Result<Vec<String>, Errno> {
+    let mut dir = Dir::from_fd(dir)?;
+    let names = dir.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
+    Ok(names.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A debugfs as KVM fills it, in a temporary directory.
+    fn debugfs(vms: &[(&str, &[(u32, i32)])]) -> (tempfile::TempDir, Debugfs) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("kvm")).unwrap();
+        for (vm, vcpus) in vms {
+            for (index, tid) in *vcpus {
+                let vcpu = dir.path().join("kvm").join(vm).join(format!("vcpu{index}"));
+                std::fs::create_dir_all(&vcpu).unwrap();
+                std::fs::write(vcpu.join("pid"), format!("{tid}\n")).unwrap();
+            }
+            std::fs::write(dir.path().join("kvm").join(vm).join("exits"), "1\n").unwrap();
+        }
+        let open = Debugfs::beneath(std::fs::File::open(dir.path()).unwrap()).unwrap();
+        (dir, open)
+    }
+
+    fn tids(vcpus: Option<Vec<Vcpu>>) -> Option<Vec<i32>> {
+        vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.tid).collect())
+    }
+
+    #[test]
+    fn a_vm_is_found_by_the_thread_that_made_it_and_its_descriptor() {
+        let (_dir, debugfs) = debugfs(&[("100-11", &[(1, 102), (0, 101)]), ("200-11", &[(0, 201)])]);
+        assert_eq!(tids(debugfs.vcpus(&[100, 101, 102], &[11])), Some(vec![101, 102]));
+        assert_eq!(debugfs.vcpus(&[100, 101, 102], &[12]), None);
+        assert_eq!(debugfs.vcpus(&[300], &[11]), None);
+    }
+
+    #[test]
+    fn a_vm_whose_maker_is_gone_is_found_by_its_vcpus() {
+        let (_dir, debugfs) = debugfs(&[("7-11", &[(0, 201)]), ("8-11-x", &[(0, 101)])]);
+        assert_eq!(tids(debugfs.vcpus(&[100, 101], &[11])), Some(vec![101]));
+    }
+
+    #[test]
+    fn names_that_are_no_vms_are_passed_over() {
+        assert_eq!(vm_of("2834-11"), Some((2834, 11)));
+        assert_eq!(vm_of("2834-11.2"), Some((2834, 11)));
+        for name in ["blocking", "-", "1-", "-1", "a-1", "99999999999-1"] {
+            assert_eq!(vm_of(name), None, "{name}");
+        }
+    }
+}

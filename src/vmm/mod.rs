@@ -1,0 +1,92 @@
+//! The VM: its processes, and which of their threads are vCPUs, with the proof.
+
+pub mod debugfs;
+pub mod find;
+pub mod kinds;
+pub mod runtime;
+pub mod vcpu;
+
+use crate::proc::{Membership, Process};
+use crate::vmm::kinds::Role;
+use crate::vmm::vcpu::Vcpus;
+
+/// A running VM, as far as it is placed.
+#[derive(Debug)]
+pub struct Vm {
+    /// The VMM's kind: "qemu".
+    pub kind: String,
+    /// The VMM and its helpers, the VMM first.
+    pub processes: Vec<Member>,
+    /// The VMM's vCPU threads.
+    pub vcpus: Vcpus,
+    /// The VMM is the container runtime's shim itself (Dragonball): its process is never moved.
+    pub is_shim: bool,
+}
+
+impl Vm {
+    /// The VMM.
+    pub fn vmm(&self) -> Option<&Member> {
+        self.processes.first()
+    }
+
+    /// Whether `tid` is one of the vCPU threads.
+    pub fn is_vcpu(&self, tid: i32) -> bool {
+        self.vcpus.threads.iter().any(|vcpu| vcpu.tid == tid)
+    }
+}
+
+/// One process of the VM.
+#[derive(Debug)]
+pub struct Member {
+    pub process: Process,
+    /// Start time in clock ticks since boot.
+    pub start: u64,
+    pub role: Role,
+    pub threads: Vec<Thread>,
+}
+
+/// One thread of it.
+#[derive(Debug, Clone)]
+pub struct Thread {
+    pub tid: i32,
+    /// Start time in clock ticks since boot.
+    pub start: u64,
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Made by the kernel inside the process.
+    pub is_user_worker: bool,
+    /// Ticks spent running a guest.
+    pub guest_time: u64,
+    /// The groups it is in.
+    pub groups: Membership,
+}
+
+impl Member {
+    /// A process with its threads.
+    pub fn read(process: Process, start: u64, role: Role) -> Self {
+        let mut member = Self { process, start, role, threads: Vec::new() };
+        member.read_threads();
+        member
+    }
+
+    /// Reads its threads anew; one that ends meanwhile is left out.
+    pub fn read_threads(&mut self) {
+        let thread = |tid: i32| {
+            let stat = self.process.thread_stat(tid).ok().filter(|stat| !stat.is_dead())?;
+            Some(Thread {
+                tid,
+                start: stat.start,
+                name: stat.name,
+                is_user_worker: stat.is_user_worker,
+                guest_time: stat.guest_time,
+                groups: self.process.membership(tid).ok()?,
+            })
+        };
+        self.threads = self.process.threads().unwrap_or_default().into_iter().filter_map(thread).collect();
+    }
+
+    /// Its first thread, whose number is the process's.
+    pub fn leader(&self) -> Option<&Thread> {
+        self.threads.iter().find(|thread| thread.tid == self.process.pid)
+    }
+}

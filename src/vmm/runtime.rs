@@ -1,0 +1,343 @@
+//! The directories in which Kata keeps a sandbox's files: what makes a container a VM sandbox's, and who is named in them.
+//!
+//! No such directory, no VM sandbox: this is asked first, for every container of the host, and mostly the answer is no. Such a
+//! directory counts only if root made it and nobody else can write in it; the same goes for each file in it. What is named
+//! here is a claim that [`super::find`] checks.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use serde::Deserialize;
+
+use crate::foreign;
+use crate::oci::state::is_id;
+use crate::proc::number;
+use crate::vmm::kinds::Role;
+
+/// The runtime directories of one sandbox, under each of the configured roots that has one.
+#[derive(Debug, Default)]
+pub struct RuntimeDirs {
+    dirs: Vec<RuntimeDir>,
+    /// What was there but did not count, and why.
+    pub refused: Vec<String>,
+}
+
+#[derive(Debug)]
+struct RuntimeDir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+/// A process that a file of root's names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    pub pid: i32,
+    /// What it is said to be.
+    pub role: Role,
+    /// The file that says so.
+    pub file: PathBuf,
+    /// When that was last written, in seconds since the epoch: a process that started later is not the one meant.
+    pub written: u64,
+}
+
+impl RuntimeDirs {
+    /// The directories of `sandbox` below `roots`, which must be `owner`'s. What cannot be seen is not ours.
+    pub fn of(sandbox: &str, roots: &[PathBuf], owner: u32) -> Self {
+        let mut found = Self::default();
+        for root in roots {
+            match open_below(root, sandbox, owner) {
+                Ok(Some(dir)) => found.dirs.push(dir),
+                Ok(None) => {}
+                Err(why) => found.refused.push(why),
+            }
+        }
+        found
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.dirs.is_empty()
+    }
+
+    /// Their paths, a template's link followed.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.dirs.iter().map(|dir| dir.path.as_path()).collect()
+    }
+
+    /// The VM's ids: the sandbox's, or the one that the directory's link leads to, for VMs from Kata's factory.
+    pub fn vm_ids(&self) -> Vec<&str> {
+        let mut ids: Vec<&str> = self.dirs.iter().filter_map(|dir| dir.path.file_name().and_then(OsStr::to_str)).collect();
+        ids.dedup();
+        ids
+    }
+
+    /// Every process that a file in them names, the VMM's first, and why a file does not count that others could have written.
+    pub fn claims(&self, owner: u32) -> (Vec<Claim>, Vec<String>) {
+        let (mut claims, mut refused) = (Vec::new(), Vec::new());
+        for dir in &self.dirs {
+            for (name, parse) in FILES {
+                match dir.claims_in(name, *parse, owner) {
+                    Ok(found) => claims.extend(found),
+                    Err(why) => refused.push(why),
+                }
+            }
+        }
+        claims.sort_by_key(|claim| claim.role != Role::Vmm);
+        (claims, refused)
+    }
+}
+
+type Parse = fn(&[u8]) -> Option<Vec<(i32, Role)>>;
+
+/// The files that name processes, of every generation of Kata.
+const FILES: &[(&str, Parse)] = &[("pid", parse_pid), ("persist.json", parse_persist), ("state.json", parse_state)];
+
+impl RuntimeDir {
+    /// What the file `name` in this directory claims; nothing if it is not there.
+    fn claims_in(&self, name: &str, parse: Parse, owner: u32) -> Result<Vec<Claim>, String> {
+        let file = self.path.join(name);
+        let (bytes, stat) = match foreign::read(&self.fd, Path::new(name), 4 << 20) {
+            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            Err(errno) => return Err(format!("read {}: {errno}", file.display())),
+            Ok(read) => read,
+        };
+        if !foreign::is_only_of(&stat, owner) {
+            return Err(format!("{} can be written by others", file.display()));
+        }
+        // A file that is just being written is no claim yet.
+        let claims = parse(&bytes).unwrap_or_default();
+        let written = u64::try_from(stat.st_mtime).unwrap_or(0);
+        let claim = |(pid, role)| Claim { pid, role, file: file.clone(), written };
+        Ok(claims.into_iter().filter(|(pid, _)| *pid > 0).map(claim).collect())
+    }
+}
+
+/// Opens `<root>/<sandbox>`, or what a link of that name leads to within the same root. `None` if there is none to be seen, an
+/// error if there is one that does not count.
+fn open_below(root: &Path, sandbox: &str, owner: u32) -> Result<Option<RuntimeDir>, String> {
+    let unseen = |errno: Errno| matches!(errno, Errno::ENOENT | Errno::EACCES | Errno::ENOTDIR);
+    let dir = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let failed = |path: &Path, errno: Errno| {
+        if unseen(errno) { Ok(None) } else { Err(format!("open {}: {errno}", path.display())) }
+    };
+    let root_fd = match openat(AT_FDCWD, root, dir, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(errno) => return failed(root, errno),
+    };
+    let named = root.join(sandbox);
+    let name = match fstatat(&root_fd, sandbox, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Err(errno) => return failed(&named, errno),
+        Ok(stat) if is_link(&stat) => {
+            let target = readlinkat(&root_fd, sandbox).map_err(|errno| format!("read {}: {errno}", named.display()))?;
+            let stays = stays_in(root, Path::new(&target)).filter(|_| stat.st_uid == owner);
+            stays.ok_or_else(|| format!("{} is a link to {target:?}", named.display()))?
+        }
+        Ok(_) => sandbox.to_owned(),
+    };
+    let path = root.join(&name);
+    let fd = match openat(&root_fd, name.as_str(), dir | OFlag::O_NOFOLLOW, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(errno) => return failed(&path, errno),
+    };
+    for (path, fd) in [(root, &root_fd), (path.as_path(), &fd)] {
+        if !fstat(fd).is_ok_and(|stat| foreign::is_only_of(&stat, owner)) {
+            return Err(format!("{} can be written by others", path.display()));
+        }
+    }
+    Ok(Some(RuntimeDir { path, fd }))
+}
+
+fn is_link(stat: &FileStat) -> bool {
+    SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK
+}
+
+/// The name below `root` that a link to `target` leads to: a bare id, or `root` and an id.
+fn stays_in(root: &Path, target: &Path) -> Option<String> {
+    let below = if target.is_absolute() { target.strip_prefix(root).ok()? } else { target };
+    let mut parts = below.components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(name)), None) => name.to_str().filter(|name| is_id(name)).map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// `/run/vc/vm/<id>/pid`: QEMU's own pid file.
+fn parse_pid(bytes: &[u8]) -> Option<Vec<(i32, Role)>> {
+    number(bytes).map(|pid| vec![(pid, Role::Vmm)])
+}
+
+/// `/run/vc/sbs/<id>/persist.json` of Go Kata since 1.10 (pkg/hypervisors/hypervisor_state.go; VirtiofsdPid in 1.x).
+fn parse_persist(bytes: &[u8]) -> Option<Vec<(i32, Role)>> {
+    #[derive(Deserialize)]
+    struct Persist {
+        #[serde(rename = "HypervisorState")]
+        hypervisor: Option<Hypervisor>,
+    }
+    #[derive(Deserialize)]
+    struct Hypervisor {
+        #[serde(rename = "Pid")]
+        pid: Option<i64>,
+        #[serde(rename = "VirtiofsDaemonPid", alias = "VirtiofsdPid")]
+        helper: Option<i64>,
+    }
+    let persist: Persist = serde_json::from_slice(bytes).ok()?;
+    persist.hypervisor.map(|hypervisor| claimed(hypervisor.pid, hypervisor.helper))
+}
+
+/// `/run/kata/<id>/state.json` of runtime-rs (crates/persist).
+fn parse_state(bytes: &[u8]) -> Option<Vec<(i32, Role)>> {
+    #[derive(Deserialize)]
+    struct State {
+        hypervisor: Option<Hypervisor>,
+    }
+    #[derive(Deserialize)]
+    struct Hypervisor {
+        pid: Option<i64>,
+        virtiofs_daemon_pid: Option<i64>,
+    }
+    let state: State = serde_json::from_slice(bytes).ok()?;
+    state.hypervisor.map(|hypervisor| claimed(hypervisor.pid, hypervisor.virtiofs_daemon_pid))
+}
+
+fn claimed(vmm: Option<i64>, helper: Option<i64>) -> Vec<(i32, Role)> {
+    let pair = |pid: Option<i64>, role| Some((i32::try_from(pid?).ok()?, role));
+    pair(vmm, Role::Vmm).into_iter().chain(pair(helper, Role::Helper)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::Role::{Helper, Vmm};
+    use super::*;
+
+    struct Roots {
+        dir: tempfile::TempDir,
+        us: u32,
+    }
+
+    impl Roots {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), us: nix::unistd::getuid().as_raw() }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn make(&self, name: &str) -> PathBuf {
+            std::fs::create_dir_all(self.path(name)).unwrap();
+            self.chmod(name, 0o750);
+            self.path(name)
+        }
+
+        fn chmod(&self, name: &str, mode: u32) {
+            std::fs::set_permissions(self.path(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+
+        fn find(&self, sandbox: &str) -> RuntimeDirs {
+            RuntimeDirs::of(sandbox, &[self.dir.path().to_path_buf()], self.us)
+        }
+    }
+
+    #[test]
+    fn a_directory_counts_only_if_nobody_else_can_write_it() {
+        let roots = Roots::new();
+        roots.make("s");
+        assert_eq!(roots.find("s").vm_ids(), ["s"]);
+        assert!(roots.find("other").is_empty() && roots.find("other").refused.is_empty());
+        roots.chmod("s", 0o770);
+        assert!(roots.find("s").is_empty());
+        assert!(roots.find("s").refused[0].contains("can be written by others"));
+        roots.chmod("s", 0o750);
+        let elsewhere = RuntimeDirs::of("s", &[roots.dir.path().to_path_buf()], roots.us + 1);
+        assert!(elsewhere.is_empty() && !elsewhere.refused.is_empty());
+    }
+
+    #[test]
+    fn a_root_that_others_can_write_does_not_count_either() {
+        let roots = Roots::new();
+        roots.make("vm/s");
+        let of = || RuntimeDirs::of("s", &[roots.path("vm")], roots.us);
+        roots.chmod("vm", 0o755);
+        assert!(!of().is_empty());
+        roots.chmod("vm", 0o777);
+        assert!(of().is_empty());
+    }
+
+    #[test]
+    fn a_templates_link_leads_to_the_vms_directory_in_the_same_root() {
+        let roots = Roots::new();
+        let target = roots.make("vm-1");
+        symlink("vm-1", roots.path("relative")).unwrap();
+        symlink(&target, roots.path("absolute")).unwrap();
+        for link in ["relative", "absolute"] {
+            assert_eq!(roots.find(link).vm_ids(), ["vm-1"], "{link}");
+            assert_eq!(roots.find(link).paths(), [target.as_path()]);
+        }
+    }
+
+    #[test]
+    fn a_link_out_of_the_root_or_to_nothing_does_not_count() {
+        let roots = Roots::new();
+        for (link, target) in [("up", ".."), ("out", "/tmp"), ("deep", "a/b"), ("here", ".")] {
+            symlink(target, roots.path(link)).unwrap();
+            assert!(roots.find(link).is_empty(), "{link}");
+            assert!(roots.find(link).refused[0].contains("is a link to"), "{link}");
+        }
+        symlink("gone", roots.path("dangling")).unwrap();
+        assert!(roots.find("dangling").is_empty());
+        // A link to a link is followed once only.
+        roots.make("vm-1");
+        symlink("vm-1", roots.path("link")).unwrap();
+        symlink("link", roots.path("link-to-link")).unwrap();
+        assert!(roots.find("link-to-link").is_empty());
+    }
+
+    #[test]
+    fn every_generations_files_name_the_vmm_and_its_helper() {
+        let roots = Roots::new();
+        let dir = roots.make("s");
+        std::fs::write(dir.join("pid"), "10\n").unwrap();
+        std::fs::write(dir.join("persist.json"), r#"{"HypervisorState":{"Type":"qemu","Pid":11,"VirtiofsDaemonPid":12}}"#)
+            .unwrap();
+        std::fs::write(dir.join("state.json"), r#"{"hypervisor":{"pid":13,"virtiofs_daemon_pid":14}}"#).unwrap();
+        let (claims, _) = roots.find("s").claims(roots.us);
+        let pids: Vec<_> = claims.iter().map(|claim| (claim.pid, claim.role)).collect();
+        assert_eq!(pids, [(10, Vmm), (11, Vmm), (13, Vmm), (12, Helper), (14, Helper)]);
+        assert_eq!(parse_persist(br#"{"HypervisorState":{"Pid":1,"VirtiofsdPid":2}}"#), Some(vec![(1, Vmm), (2, Helper)]));
+    }
+
+    #[test]
+    fn half_written_files_and_pids_of_nobody_claim_nothing() {
+        let roots = Roots::new();
+        let dir = roots.make("s");
+        std::fs::write(dir.join("pid"), "").unwrap();
+        std::fs::write(dir.join("persist.json"), r#"{"HypervisorState":{"Pid":0,"VirtiofsDaemonPid":-1}}"#).unwrap();
+        std::fs::write(dir.join("state.json"), r#"{"hypervisor":{"pid":null,"virtiofs_daemon_pid":99999999999}}"#).unwrap();
+        assert_eq!(roots.find("s").claims(roots.us), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn a_pid_file_that_is_a_link_or_that_others_can_write_is_refused() {
+        let roots = Roots::new();
+        let dir = roots.make("s");
+        std::fs::write(dir.join("pid"), "10").unwrap();
+        roots.chmod("s/pid", 0o666);
+        let (claims, refused) = roots.find("s").claims(roots.us);
+        assert_eq!(claims, []);
+        assert!(refused[0].ends_with("pid can be written by others"));
+        roots.chmod("s/pid", 0o600);
+        assert_eq!(roots.find("s").claims(roots.us).0.len(), 1);
+
+        std::fs::rename(dir.join("pid"), dir.join("real")).unwrap();
+        symlink("real", dir.join("pid")).unwrap();
+        let (claims, refused) = roots.find("s").claims(roots.us);
+        assert_eq!(claims, []);
+        assert!(refused[0].contains("ELOOP"), "{refused:?}");
+    }
+}

@@ -1,0 +1,285 @@
+//! Which threads of a VMM are its vCPUs, and how that is known.
+//!
+//! No single sign is enough. QEMU before 11 names no thread unless it is told to, and Kata tells it only when debugging; a busy
+//! vCPU shows no system call; the kernel's own worker in a VMM shows a vCPU's registers as its own; guest time is not counted
+//! everywhere. So the proofs are taken in order, KVM's debugfs first, and the number of `kvm-vcpu` descriptors says when to stop.
+//! "Every thread but the main one" would throttle the VMM's disks and network with the guest.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use nix::errno::Errno;
+
+use crate::proc::Process;
+use crate::vmm::Thread;
+use crate::vmm::debugfs::{self, Debugfs};
+use crate::vmm::kinds::Pattern;
+
+/// `ioctl` and its request KVM_RUN (linux/kvm.h: `_IO(0xAE, 0x80)`).
+const KVM_RUN: u64 = 0xae80;
+#[cfg(target_arch = "x86_64")]
+const IOCTL: u64 = 16;
+/// The generic table's number: aarch64, riscv64 and loongarch64.
+#[cfg(not(target_arch = "x86_64"))]
+const IOCTL: u64 = 29;
+
+/// What shows that a thread is a vCPU. The contract's word for each is its lower-case name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Proof {
+    /// KVM says so.
+    Debugfs,
+    /// The VMM named it so.
+    Name,
+    /// It was seen in KVM_RUN, or has spent time in a guest.
+    Syscall,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Debugfs => "debugfs",
+            Self::Name => "name",
+            Self::Syscall => "syscall",
+        })
+    }
+}
+
+/// A thread that runs a vCPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vcpu {
+    pub tid: i32,
+    /// Start time in clock ticks since boot.
+    pub start: u64,
+    /// The vCPU's number, where the proof tells it.
+    pub index: Option<u32>,
+    pub proof: Proof,
+}
+
+/// The vCPU threads found, and how many there should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vcpus {
+    pub threads: Vec<Vcpu>,
+    /// How many vCPUs KVM has for this VMM, without the parked ones; `None` where it is not KVM's guest (TCG).
+    pub expected: Option<usize>,
+    /// vCPUs that were unplugged: QEMU keeps their descriptors, no thread runs them.
+    pub parked: usize,
+}
+
+impl Vcpus {
+    /// Whether some are known to be missing.
+    pub fn is_partial(&self) -> bool {
+        self.expected.is_some_and(|expected| self.threads.len() < expected)
+    }
+
+    /// The weakest proof that was needed.
+    pub fn proof(&self) -> Option<Proof> {
+        self.threads.iter().map(|vcpu| vcpu.proof).max()
+    }
+}
+
+/// What the signs are read from.
+#[derive(Debug)]
+pub struct Signs<'a> {
+    /// The VMM's threads.
+    pub threads: &'a [Thread],
+    /// How the VMM's kind names its vCPU threads.
+    pub patterns: &'a [Pattern],
+    /// The VMM's `kvm-vcpu` descriptors and the vCPU of each.
+    pub descriptors: &'a BTreeMap<u64, u32>,
+    /// KVM's own list, where it can be had.
+    pub debugfs: Option<&'a [debugfs::Vcpu]>,
+}
+
+impl Signs<'_> {
+    /// Tells the vCPU threads; `system_call` is asked, only if the better proofs do not reach, what a thread is waiting in.
+    pub fn tell(&self, system_call: impl Fn(i32) -> Option<Vec<u64>>) -> Vcpus {
+        let mut vcpus = Vcpus::default();
+        let candidates: Vec<&Thread> = self.threads.iter().filter(|thread| !thread.is_user_worker).collect();
+        let lives = |tid: i32| candidates.iter().find(|thread| thread.tid == tid);
+
+        for known in self.debugfs.unwrap_or_default() {
+            match lives(known.tid) {
+                Some(thread) => vcpus.add(thread, Some(known.index), Proof::Debugfs),
+                None if known.tid != 0 => vcpus.parked += 1,
+                None => {}
+            }
+        }
+        vcpus.expected = match self.descriptors.len() {
+            0 => None,
+            count => Some(count.saturating_sub(vcpus.parked)),
+        };
+        if !vcpus.may_lack() {
+            return vcpus;
+        }
+        for thread in &candidates {
+            if let Some(index) = self.patterns.iter().find_map(|pattern| pattern.index_in(&thread.name)) {
+                vcpus.add(thread, Some(index), Proof::Name);
+            }
+        }
+        if self.descriptors.is_empty() || !vcpus.may_lack() {
+            return vcpus;
+        }
+        for thread in &candidates {
+            let index = system_call(thread.tid).and_then(|call| self.vcpu_run_by(&call));
+            if index.is_some() || thread.guest_time > 0 {
+                vcpus.add(thread, index, Proof::Syscall);
+            }
+        }
+        vcpus
+    }
+
+    /// The vCPU that a system call runs: `ioctl(fd, KVM_RUN)` on the descriptor of one.
+    fn vcpu_run_by(&self, call: &[u64]) -> Option<u32> {
+        match call {
+            [IOCTL, fd, KVM_RUN, ..] => self.descriptors.get(fd).copied(),
+            _ => None,
+        }
+    }
+}
+
+impl Vcpus {
+    /// Whether a weaker proof might find more: some are missing, or nobody knows how many there are.
+    fn may_lack(&self) -> bool {
+        self.expected.is_none_or(|expected| self.threads.len() < expected)
+    }
+
+    /// Adds a thread unless it is known already by a better proof.
+    fn add(&mut self, thread: &Thread, index: Option<u32>, proof: Proof) {
+        if self.threads.iter().all(|known| known.tid != thread.tid) {
+            self.threads.push(Vcpu { tid: thread.tid, start: thread.start, index, proof });
+        }
+    }
+}
+
+/// Tells the vCPU threads of `process` from what /proc and debugfs show now.
+pub fn of(process: &Process, threads: &[Thread], patterns: &[Pattern], debugfs: Option<&Debugfs>) -> Result<Vcpus, Errno> {
+    let open = process.descriptors()?;
+    let vms: Vec<u64> = open.iter().filter(|(_, what)| what == b"anon_inode:kvm-vm").map(|(fd, _)| *fd).collect();
+    let vcpu = |what: &[u8]| std::str::from_utf8(what.strip_prefix(b"anon_inode:kvm-vcpu:")?).ok()?.parse().ok();
+    let descriptors = open.iter().filter_map(|(fd, what)| Some((*fd, vcpu(what)?))).collect();
+    let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+    let known = debugfs.filter(|_| !vms.is_empty()).and_then(|debugfs| debugfs.vcpus(&tids, &vms));
+    let signs = Signs { threads, patterns, descriptors: &descriptors, debugfs: known.as_deref() };
+    Ok(signs.tell(|tid| process.system_call(tid).ok().flatten()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::Membership;
+
+    /// Threads as (tid, name); descriptors 14 and 15 are of vCPU 0 and 1.
+    struct Vmm {
+        threads: Vec<Thread>,
+        descriptors: BTreeMap<u64, u32>,
+        debugfs: Option<Vec<debugfs::Vcpu>>,
+        calls: BTreeMap<i32, Vec<u64>>,
+    }
+
+    impl Vmm {
+        fn of(names: &[&str]) -> Self {
+            let thread = |(tid, name): (i32, &&str)| Thread {
+                tid,
+                start: 1000,
+                name: name.as_bytes().to_vec(),
+                is_user_worker: false,
+                guest_time: 0,
+                groups: Membership::default(),
+            };
+            let threads = (1..).zip(names).map(thread).collect();
+            let descriptors = BTreeMap::from([(14, 0), (15, 1)]);
+            Self { threads, descriptors, debugfs: None, calls: BTreeMap::new() }
+        }
+
+        fn debugfs(mut self, vcpus: &[(u32, i32)]) -> Self {
+            self.debugfs = Some(vcpus.iter().map(|&(index, tid)| debugfs::Vcpu { index, tid }).collect());
+            self
+        }
+
+        fn tell(&self) -> Vcpus {
+            let patterns = [Pattern::parse("CPU */KVM").unwrap()];
+            let debugfs = self.debugfs.as_deref();
+            let signs = Signs { threads: &self.threads, patterns: &patterns, descriptors: &self.descriptors, debugfs };
+            signs.tell(|tid| self.calls.get(&tid).cloned())
+        }
+
+        fn found(&self) -> Vec<(i32, Option<u32>, Proof)> {
+            self.tell().threads.iter().map(|vcpu| (vcpu.tid, vcpu.index, vcpu.proof)).collect()
+        }
+    }
+
+    const UNNAMED: &[&str] = &["qemu", "qemu", "qemu", "qemu", "kvm-nx-lpage-re"];
+
+    #[test]
+    fn debugfs_tells_unnamed_threads_and_ends_the_search() {
+        let mut vmm = Vmm::of(UNNAMED).debugfs(&[(0, 3), (1, 4)]);
+        vmm.threads[1].name = b"CPU 7/KVM".to_vec();
+        vmm.calls.insert(1, vec![IOCTL, 14, KVM_RUN]);
+        assert_eq!(vmm.found(), [(3, Some(0), Proof::Debugfs), (4, Some(1), Proof::Debugfs)]);
+        assert!(!vmm.tell().is_partial());
+        assert_eq!(vmm.tell().proof(), Some(Proof::Debugfs));
+    }
+
+    #[test]
+    fn names_tell_where_debugfs_does_not() {
+        let vmm = Vmm::of(&["qemu", "call_rcu", "CPU 0/KVM", "CPU 1/KVM"]);
+        assert_eq!(vmm.found(), [(3, Some(0), Proof::Name), (4, Some(1), Proof::Name)]);
+    }
+
+    #[test]
+    fn kvm_run_on_a_vcpus_descriptor_tells_an_idle_vcpu_and_guest_time_a_busy_one() {
+        let mut vmm = Vmm::of(UNNAMED);
+        vmm.calls.insert(4, vec![IOCTL, 15, KVM_RUN, 0]);
+        vmm.threads[2].guest_time = 9;
+        assert_eq!(vmm.found(), [(3, None, Proof::Syscall), (4, Some(1), Proof::Syscall)]);
+        assert_eq!(vmm.tell().expected, Some(2));
+    }
+
+    #[test]
+    fn other_system_calls_other_ioctls_and_other_descriptors_tell_nothing() {
+        let mut vmm = Vmm::of(UNNAMED);
+        vmm.calls.insert(1, vec![IOCTL + 1, 14, KVM_RUN]);
+        vmm.calls.insert(2, vec![IOCTL, 14, KVM_RUN + 1]);
+        vmm.calls.insert(3, vec![IOCTL, 13, KVM_RUN]);
+        vmm.calls.insert(4, vec![IOCTL, 14]);
+        assert_eq!(vmm.found(), []);
+        assert!(vmm.tell().is_partial());
+    }
+
+    #[test]
+    fn the_kernels_worker_shows_a_vcpus_registers_and_is_none() {
+        let mut vmm = Vmm::of(UNNAMED).debugfs(&[(0, 3), (1, 5)]);
+        vmm.threads[4].is_user_worker = true;
+        vmm.threads[4].guest_time = 9;
+        vmm.threads[4].name = b"CPU 1/KVM".to_vec();
+        vmm.calls.insert(5, vec![IOCTL, 15, KVM_RUN]);
+        assert_eq!(vmm.found(), [(3, Some(0), Proof::Debugfs)]);
+    }
+
+    #[test]
+    fn a_parked_vcpu_is_neither_expected_nor_missing() {
+        let mut vmm = Vmm::of(UNNAMED).debugfs(&[(0, 3), (1, 4), (2, 4711)]);
+        vmm.descriptors.insert(16, 2);
+        let vcpus = vmm.tell();
+        assert_eq!((vcpus.threads.len(), vcpus.expected, vcpus.parked), (2, Some(2), 1));
+        assert!(!vcpus.is_partial());
+    }
+
+    #[test]
+    fn a_vcpu_that_never_ran_is_found_by_its_name_or_reported_missing() {
+        let mut vmm = Vmm::of(UNNAMED).debugfs(&[(0, 3), (1, 0)]);
+        assert_eq!((vmm.tell().parked, vmm.tell().is_partial()), (0, true));
+        vmm.threads[3].name = b"CPU 1/KVM".to_vec();
+        assert_eq!(vmm.found(), [(3, Some(0), Proof::Debugfs), (4, Some(1), Proof::Name)]);
+        assert_eq!(vmm.tell().proof(), Some(Proof::Name));
+    }
+
+    #[test]
+    fn without_kvm_only_names_tell_and_nobody_knows_how_many() {
+        let mut vmm = Vmm::of(&["qemu", "CPU 0/KVM", "qemu"]);
+        vmm.descriptors.clear();
+        vmm.threads[2].guest_time = 9;
+        assert_eq!(vmm.found(), [(2, Some(0), Proof::Name)]);
+        assert_eq!((vmm.tell().expected, vmm.tell().is_partial()), (None, false));
+    }
+}
