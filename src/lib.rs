@@ -26,10 +26,12 @@
 // Nothing that comes from outside may end in a panic; tests may fail loudly.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod cgroup;
 pub mod deadline;
 pub mod error;
 pub mod foreign;
 pub mod oci;
 pub mod proc;
+pub mod record;
 pub mod sys;
 pub mod vmm;

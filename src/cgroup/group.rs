@@ -1,0 +1,291 @@
+//! One group: named, opened, read, written.
+//!
+//! A group is opened part by part beneath its mount point without following links, and its files beneath its directory,
+//! write-only: nothing is created or truncated by accident, and a path from a pod cannot lead elsewhere (cgroups-rs, asked for
+//! an absolute path, makes regular files in `/` and says Ok). A group is **ours** only if it carries our mark, an extended
+//! attribute that outlives us, or if our record knows its inode; a name proves nothing.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat, write};
+
+use crate::cgroup::mounts::{Hierarchy, Version};
+use crate::error::{Error, errno_of};
+use crate::sys;
+
+/// The mark of a group that we made: the id of the sandbox that it was made for.
+const MARK: &CStr = c"trusted.kata-cgroup-hook";
+
+/// Where a group is, whether it stands or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupPath {
+    pub hierarchy: Rc<Hierarchy>,
+    /// Below the mount point; empty is the hierarchy's top.
+    pub rel: PathBuf,
+}
+
+impl GroupPath {
+    /// The group at `rel` below the mount point.
+    pub fn new(hierarchy: &Rc<Hierarchy>, rel: impl Into<PathBuf>) -> Self {
+        Self { hierarchy: Rc::clone(hierarchy), rel: rel.into() }
+    }
+
+    /// Its directory.
+    pub fn absolute(&self) -> PathBuf {
+        // join("") would leave a slash at the end.
+        if self.rel.as_os_str().is_empty() { self.hierarchy.mount.clone() } else { self.hierarchy.mount.join(&self.rel) }
+    }
+
+    /// What the kernel calls it in /proc/PID/cgroup.
+    pub fn in_kernel(&self) -> PathBuf {
+        if self.rel.as_os_str().is_empty() { self.hierarchy.root.clone() } else { self.hierarchy.root.join(&self.rel) }
+    }
+
+    /// The group above it; `None` at the top.
+    pub fn parent(&self) -> Option<Self> {
+        let parent = self.rel.parent()?;
+        Some(Self::new(&self.hierarchy, parent))
+    }
+
+    /// A group in it.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Self {
+        Self::new(&self.hierarchy, self.rel.join(name))
+    }
+
+    /// The groups from the top's child down to this one.
+    pub fn chain(&self) -> Vec<Self> {
+        let mut chain: Vec<Self> = self.rel.ancestors().map(|rel| Self::new(&self.hierarchy, rel)).collect();
+        chain.pop();
+        chain.reverse();
+        chain
+    }
+
+    /// The file that takes and lists single threads.
+    pub fn threads_file(&self) -> &'static str {
+        match self.hierarchy.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.threads",
+        }
+    }
+
+    /// Opens it: `None` if it does not stand.
+    pub fn open(&self) -> Result<Option<Group>, Error> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let failed = |errno| Error::path("open", self.absolute(), errno);
+        let mut dir = openat(AT_FDCWD, &self.hierarchy.mount, flags, Mode::empty()).map_err(failed)?;
+        for part in self.rel.components() {
+            let Component::Normal(name) = part else {
+                return Err(failed(Errno::EINVAL));
+            };
+            dir = match openat(&dir, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
+                Err(Errno::ENOENT) => return Ok(None),
+                opened => opened.map_err(failed)?,
+            };
+        }
+        Ok(Some(Group { dir, path: self.absolute() }))
+    }
+
+    /// Makes it and puts our mark on it; the group above must stand. EEXIST is for the caller to judge.
+    pub fn create(&self, sandbox: &str) -> Result<Group, Error> {
+        let failed = |errno| Error::path("create", self.absolute(), errno);
+        let parent = self.parent().ok_or_else(|| failed(Errno::EEXIST))?.open()?.ok_or_else(|| failed(Errno::ENOENT))?;
+        let name = self.rel.file_name().ok_or_else(|| failed(Errno::EINVAL))?;
+        mkdirat(&parent.dir, name, Mode::from_bits_truncate(0o755)).map_err(failed)?;
+        let group = self.open()?.ok_or_else(|| failed(Errno::ENOENT))?;
+        // Where the mark cannot be set (no CAP_SYS_ADMIN, a kernel without attributes there) the record alone knows it.
+        let _ = sys::set_xattr(&group.dir, MARK, sandbox.as_bytes());
+        Ok(group)
+    }
+
+    /// Removes it; it must be empty.
+    pub fn remove(&self) -> Result<(), Errno> {
+        let open = |path: &Self| path.open().map_err(|error| error.errno().unwrap_or(Errno::EIO));
+        let parent = self.parent().ok_or(Errno::EBUSY)?;
+        let parent = open(&parent)?.ok_or(Errno::ENOENT)?;
+        unlinkat(&parent.dir, self.rel.file_name().ok_or(Errno::EINVAL)?, UnlinkatFlags::RemoveDir)
+    }
+}
+
+/// A standing group, open.
+#[derive(Debug)]
+pub struct Group {
+    dir: OwnedFd,
+    path: PathBuf,
+}
+
+impl Group {
+    /// The path of one of its files, for messages.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Its inode, which with its path is its identity in the record.
+    pub fn inode(&self) -> Result<u64, Error> {
+        fstat(&self.dir).map(|stat| stat.st_ino).map_err(|errno| Error::path("stat", &self.path, errno))
+    }
+
+    /// The sandbox that it was made for, if we made it.
+    pub fn mark(&self) -> Option<String> {
+        sys::get_xattr(&self.dir, MARK).ok().and_then(|value| String::from_utf8(value).ok())
+    }
+
+    /// Reads one of its files, without the line end.
+    pub fn read(&self, name: &str) -> Result<String, Error> {
+        let failed = |errno| Error::path("read", self.file(name), errno);
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let mut text = String::new();
+        let mut file = openat(&self.dir, name, flags, Mode::empty()).map(File::from).map_err(failed)?;
+        file.read_to_string(&mut text).map_err(|error| failed(errno_of(&error)))?;
+        text.truncate(text.trim_end().len());
+        Ok(text)
+    }
+
+    /// Reads one of its files; `None` if the kernel has no such file.
+    pub fn read_if_there(&self, name: &str) -> Result<Option<String>, Error> {
+        match self.read(name) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    /// The process or thread numbers in one of its lists.
+    pub fn members(&self, list: &str) -> Result<Vec<i32>, Error> {
+        Ok(self.read(list)?.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Opens one of its files for writing, as often as one likes.
+    pub fn writer(&self, name: &str) -> Result<Writer, Error> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = openat(&self.dir, name, flags, Mode::empty());
+        let file = file.map_err(|errno| Error::path("open for writing", self.file(name), errno))?;
+        Ok(Writer { file, path: self.file(name) })
+    }
+
+    /// Writes a value into one of its files.
+    pub fn write(&self, name: &str, value: &str) -> Result<(), Error> {
+        self.writer(name)?.write(value)
+    }
+
+    /// The names of the groups that stand in it.
+    pub fn children(&self) -> Result<Vec<String>, Error> {
+        let failed = |errno| Error::path("list", &self.path, errno);
+        // A descriptor of its own: a shared one would share its place in the list.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = Dir::from_fd(openat(&self.dir, ".", flags, Mode::empty()).map_err(failed)?).map_err(failed)?;
+        let child = |entry: Result<nix::dir::Entry, Errno>| {
+            let entry = entry.ok().filter(|entry| entry.file_type() == Some(nix::dir::Type::Directory))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name != "." && name != "..").then_some(name)
+        };
+        Ok(dir.iter().filter_map(child).collect())
+    }
+}
+
+/// One of a group's files, open for writing.
+#[derive(Debug)]
+pub struct Writer {
+    file: OwnedFd,
+    path: PathBuf,
+}
+
+impl Writer {
+    /// Writes a value in one call, as the kernel wants it.
+    pub fn write(&self, value: &str) -> Result<(), Error> {
+        let written = write(&self.file, value.as_bytes());
+        written.map(drop).map_err(|errno| Error::write(&self.path, value, errno))
+    }
+}
+
+/// Where a path leads that a record or a state names: the hierarchy whose mount point it lies below.
+pub fn locate(hierarchies: &[Rc<Hierarchy>], path: &Path) -> Option<GroupPath> {
+    hierarchies.iter().find_map(|hierarchy| {
+        let rel = path.strip_prefix(&hierarchy.mount).ok()?;
+        let is_plain = rel.components().all(|part| matches!(part, Component::Normal(_)));
+        (is_plain && rel != Path::new("")).then(|| GroupPath::new(hierarchy, rel))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::cgroup::Controller;
+
+    fn top(dir: &Path) -> GroupPath {
+        let hierarchy =
+            Hierarchy { version: Version::V1, controllers: vec![Controller::Cpu], mount: dir.to_path_buf(), root: "/".into() };
+        GroupPath::new(&Rc::new(hierarchy), "")
+    }
+
+    #[test]
+    fn a_group_is_made_marked_read_written_and_removed_beneath_its_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = top(dir.path()).child("a");
+        assert!(path.open().unwrap().is_none());
+        let group = path.create("sb").unwrap();
+        assert_eq!(path.create("sb").unwrap_err().errno(), Some(Errno::EEXIST));
+        assert!(group.mark().is_none_or(|mark| mark == "sb"));
+        std::fs::write(dir.path().join("a/cpu.shares"), "1024\n").unwrap();
+        assert_eq!(group.read("cpu.shares").unwrap(), "1024");
+        group.write("cpu.shares", "512").unwrap();
+        assert_eq!(group.children().unwrap(), Vec::<String>::new());
+        path.child("b").create("sb").unwrap();
+        assert_eq!(group.children().unwrap(), ["b"]);
+        path.child("b").remove().unwrap();
+        std::fs::remove_file(dir.path().join("a/cpu.shares")).unwrap();
+        path.remove().unwrap();
+        assert!(path.open().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_missing_file_is_never_created_by_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = top(dir.path()).child("a").create("sb").unwrap();
+        let error = group.write("cpu.shares", "512").unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ENOENT));
+        assert!(!dir.path().join("a/cpu.shares").exists());
+        assert_eq!(group.read_if_there("cpu.shares").unwrap(), None);
+    }
+
+    #[test]
+    fn a_link_in_the_way_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        symlink(elsewhere.path(), dir.path().join("link")).unwrap();
+        assert!(top(dir.path()).child("link").open().is_err());
+        assert!(top(dir.path()).child("link").child("x").create("sb").is_err());
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_path_knows_its_parents_and_its_place_in_the_kernel() {
+        let path = top(Path::new("/mnt")).child("a").child("b");
+        assert_eq!(path.absolute(), Path::new("/mnt/a/b"));
+        assert_eq!(path.in_kernel(), Path::new("/a/b"));
+        let chain: Vec<PathBuf> = path.chain().iter().map(|group| group.rel.clone()).collect();
+        assert_eq!(chain, [PathBuf::from("a"), PathBuf::from("a/b")]);
+        assert_eq!(top(Path::new("/mnt")).absolute(), Path::new("/mnt"));
+        assert!(top(Path::new("/mnt")).parent().is_none());
+    }
+
+    #[test]
+    fn a_recorded_path_is_located_only_below_a_mount() {
+        let top = top(Path::new("/mnt/cpu"));
+        let hierarchies = [Rc::clone(&top.hierarchy)];
+        assert_eq!(locate(&hierarchies, Path::new("/mnt/cpu/a")), Some(top.child("a")));
+        for path in ["/mnt/cpu", "/mnt/cpuset/a", "/mnt/cpu/../a", "a", "/"] {
+            assert_eq!(locate(&hierarchies, Path::new(path)), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What of a sandbox still stands, and where what is in it goes when it ends.
+//!
+//! Leftovers go to the group above; where that is ours too and goes as well, to the group they came from if that is known and
+//! stands, else to the nearest above that is not ours. Only what is ours is found here: a name proves nothing.
+
+use std::path::Path;
+
+use crate::cgroup::cpulist::CpuList;
+use crate::cgroup::group::{GroupPath, locate};
+use crate::cgroup::mounts::Mounts;
+use crate::cgroup::path::SandboxPath;
+use crate::cgroup::v1::{self, Assignment, Level};
+use crate::cgroup::{Controller, Part};
+use crate::error::Error;
+use crate::record::Record;
+
+/// A group of a sandbox that is to go.
+#[derive(Debug, Clone)]
+pub struct Leftover {
+    pub group: GroupPath,
+    /// Where what is in it goes.
+    pub target: GroupPath,
+    /// Whole processes, not threads.
+    pub whole: bool,
+    /// It holds something now.
+    pub is_occupied: bool,
+    /// The groups above it that are ours, nearest first, each with nothing else in it.
+    pub prune: Vec<GroupPath>,
+}
+
+/// Everything of a sandbox that stands: at its place, and wherever its record says.
+pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Result<Vec<Leftover>, Error> {
+    let mut candidates = path.map_or(Vec::new(), |path| at_place(path, mounts));
+    for group in &record.groups {
+        let Some(path) = locate(&mounts.hierarchies, &group.path) else { continue };
+        let is_memory = group.controllers.iter().any(|one| one == Controller::Memory.name());
+        let part = if is_memory { Part::Unconstrained } else { Part::Constrained };
+        if candidates.iter().all(|(known, _)| *known != path) {
+            candidates.push((path, part));
+        }
+    }
+    let mut leftovers = Vec::new();
+    for (group, part) in candidates {
+        leftovers.extend(leftover(group, part, record)?);
+    }
+    Ok(leftovers)
+}
+
+/// The groups that a sandbox may have at its place, deepest first.
+fn at_place(path: &SandboxPath, mounts: &Mounts) -> Vec<(GroupPath, Part)> {
+    let mut groups = Vec::new();
+    for (hierarchy, part) in v1::parts(mounts) {
+        let group = GroupPath::new(hierarchy, path.v1(part));
+        if part == Part::Constrained {
+            groups.push((group.child("vcpu"), part));
+        }
+        groups.push((group, part));
+    }
+    groups
+}
+
+/// What is left of the sandbox at `group`; nothing where none stands or where it is not ours.
+fn leftover(group: GroupPath, part: Part, record: &Record) -> Result<Option<Leftover>, Error> {
+    let Some(open) = group.open()? else { return Ok(None) };
+    let level = v1::level(&group, record)?;
+    let list = if part == Part::Unconstrained { "cgroup.procs" } else { group.threads_file() };
+    let is_occupied = !open.members(list)?.is_empty();
+    if !is_of(&level, record, is_occupied) {
+        return Ok(None);
+    }
+    let (ours, nearest) = above(&group, record)?;
+    let target = if ours.is_empty() { nearest } else { origin(&group, part, record)?.unwrap_or(nearest) };
+    let prune = that_empty(&group, ours)?;
+    Ok(Some(Leftover { group, target, whole: part == Part::Unconstrained, is_occupied, prune }))
+}
+
+/// The unbroken run of groups above that are ours, and the nearest above that is not and takes threads.
+fn above(group: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPath), Error> {
+    let (mut ours, mut is_unbroken) = (Vec::new(), true);
+    let mut next = group.parent();
+    while let Some(path) = next {
+        let level = v1::level(&path, record)?;
+        next = path.parent();
+        if is_ours(&level, record) {
+            if is_unbroken {
+                ours.push(path);
+            }
+        } else if takes_threads(&level) {
+            return Ok((ours, path));
+        } else {
+            is_unbroken = false;
+        }
+    }
+    Ok((ours, GroupPath::new(&group.hierarchy, "")))
+}
+
+/// Of the groups above that are ours, those that hold nothing but the one below them.
+fn that_empty(group: &GroupPath, above: Vec<GroupPath>) -> Result<Vec<GroupPath>, Error> {
+    let mut below = group.clone();
+    let mut emptying = Vec::new();
+    for path in above {
+        let children = path.open()?.map_or(Ok(Vec::new()), |open| open.children())?;
+        let is_below = |child: &String| below.rel.file_name().is_some_and(|name| name == child.as_str());
+        if !children.iter().all(is_below) {
+            break;
+        }
+        emptying.push(path.clone());
+        below = path;
+    }
+    Ok(emptying)
+}
+
+/// Whether a group is this sandbox's: marked for it, known to its record, or intended by a run that was ended, and empty.
+fn is_of(level: &Level, record: &Record, is_occupied: bool) -> bool {
+    let Some(standing) = &level.standing else { return false };
+    match &standing.mark {
+        Some(mark) => *mark == record.sandbox || record.knows(&level.path.absolute(), standing.inode),
+        None => standing.is_ours || (record.intended(&level.path.absolute()) && !is_occupied),
+    }
+}
+
+/// Whether a group above is ours, whichever sandbox it was made for.
+fn is_ours(level: &Level, record: &Record) -> bool {
+    let is_intended = record.intended(&level.path.absolute());
+    level.standing.as_ref().is_some_and(|standing| standing.is_ours || is_intended)
+}
+
+/// Whether threads can be moved there: a v1 cpuset must not be empty.
+fn takes_threads(level: &Level) -> bool {
+    let Some(standing) = &level.standing else { return false };
+    let is_filled = |text: &String| text.parse::<CpuList>().is_ok_and(|list| !list.is_empty());
+    ["cpuset.cpus", "cpuset.mems"].iter().all(|file| standing.values.get(file).is_none_or(is_filled))
+}
+
+/// Where what is in the group came from, if that is known and still stands outside of what we made.
+fn origin(group: &GroupPath, part: Part, record: &Record) -> Result<Option<GroupPath>, Error> {
+    let mut controllers = group.hierarchy.controllers.iter().filter(|one| one.part() == part);
+    let from = controllers.find_map(|one| record.from(one.name()));
+    let Some(from) = from.and_then(|path: &Path| group.hierarchy.below_mount(path)) else {
+        return Ok(None);
+    };
+    let from = GroupPath::new(&group.hierarchy, from);
+    let level = v1::level(&from, record)?;
+    Ok((level.standing.is_some() && !is_ours(&level, record) && takes_threads(&level)).then_some(from))
+}
+
+/// The values that adopted groups had before us, in an order that the kernel takes.
+pub fn restorations(record: &Record, mounts: &Mounts) -> Result<Vec<Assignment>, Error> {
+    const ORDER: [&str; 7] = [
+        "cpuset.cpus",
+        "cpuset.mems",
+        "cpu.shares",
+        "cpu.cfs_period_us",
+        "cpu.cfs_quota_us",
+        "cpu.rt_period_us",
+        "cpu.rt_runtime_us",
+    ];
+    let mut steps = Vec::new();
+    for adopted in &record.adopted {
+        let Some(group) = locate(&mounts.hierarchies, &adopted.path) else {
+            continue;
+        };
+        let Some(open) = group.open()? else { continue };
+        for file in ORDER {
+            let Some(value) = adopted.values.get(file).filter(|value| !value.is_empty()) else {
+                continue;
+            };
+            if open.read_if_there(file)?.is_some_and(|present| present != *value) {
+                // A quota may stand in the way of the period that belongs to the older one.
+                if file == "cpu.cfs_period_us" {
+                    steps.push((group.clone(), "cpu.cfs_quota_us", "-1".to_owned()));
+                }
+                steps.push((group.clone(), file, value.clone()));
+            }
+        }
+    }
+    Ok(steps)
+}

@@ -1,0 +1,364 @@
+//! What is known of a sandbox from one run to the next: `<state-dir>/<sandbox id>.json`.
+//!
+//! It is written before the first group is made, as the intent, and after the last step, so that a run that is killed in the
+//! middle leaves word of what it may have made. One run at a time works on a sandbox: it holds `<sandbox id>.lock`. A record is
+//! a help, not a truth: one that is torn, of another version or of dead processes is rebuilt from what stands on the host.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use oci_spec::runtime::LinuxCpu;
+use serde::{Deserialize, Serialize};
+
+use crate::deadline::{Backoff, Deadline};
+use crate::error::{Error, errno_of};
+use crate::foreign;
+
+/// The schema that is written; another is kept aside and rebuilt.
+const SCHEMA: u32 = 1;
+
+/// How far a sandbox has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// Groups are about to be made.
+    #[default]
+    Placing,
+    /// It is where it belongs.
+    Placed,
+    /// No container of it is left that asks for anything; the VM lives and keeps its last limits.
+    Idle,
+    /// Groups are about to be removed, or could not be yet.
+    Releasing,
+}
+
+/// What is known of a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    pub schema: u32,
+    pub sandbox: String,
+    /// "v1" or "v2" for each controller.
+    pub mode: BTreeMap<String, String>,
+    pub state: Progress,
+    /// The groups that hold its threads.
+    pub groups: Vec<RecordedGroup>,
+    /// The groups above those that were made for it.
+    #[serde(default)]
+    pub parents: Vec<RecordedGroup>,
+    /// Groups of Kata's that are used, with the values that they had.
+    #[serde(default)]
+    pub adopted: Vec<Adopted>,
+    /// The sandbox's place below the mounts, once it is derived: a recorded one wins.
+    #[serde(default)]
+    pub path: String,
+    pub processes: Vec<RecordedProcess>,
+    /// What each container asks for, by its bundle.
+    pub containers: BTreeMap<PathBuf, Container>,
+}
+
+/// A group that we made or are about to make.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedGroup {
+    pub path: PathBuf,
+    pub controllers: Vec<String>,
+    /// 0 while it is only intended.
+    pub inode: u64,
+}
+
+/// A group of Kata's that holds the vCPU threads, and what it had before us.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    pub path: PathBuf,
+    pub values: BTreeMap<String, String>,
+}
+
+/// A process of the VM, and the groups it was in before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedProcess {
+    pub pid: i32,
+    pub start: u64,
+    pub role: String,
+    /// By controller, as the kernel names it; for the CPU controllers where its vCPU threads were.
+    pub from: BTreeMap<String, PathBuf>,
+}
+
+/// What a container asks for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Container {
+    pub id: String,
+    pub cpu: LinuxCpu,
+}
+
+impl Record {
+    /// An empty record of a sandbox.
+    pub fn new(sandbox: &str) -> Self {
+        Self { schema: SCHEMA, sandbox: sandbox.to_owned(), ..Self::default() }
+    }
+
+    /// Whether the group at `path` with this inode is one that we made.
+    pub fn knows(&self, path: &Path, inode: u64) -> bool {
+        self.groups.iter().chain(&self.parents).any(|group| group.path == path && group.inode == inode)
+    }
+
+    /// Whether the group at `path` was about to be made when the last run ended.
+    pub fn intended(&self, path: &Path) -> bool {
+        self.groups.iter().chain(&self.parents).any(|group| group.path == path && group.inode == 0)
+    }
+
+    /// Pid and start time of each process.
+    pub fn identities(&self) -> Vec<(i32, u64)> {
+        self.processes.iter().map(|process| (process.pid, process.start)).collect()
+    }
+
+    /// The VMM as it was placed.
+    pub fn vmm(&self) -> Option<&RecordedProcess> {
+        self.processes.iter().find(|process| process.role == "vmm")
+    }
+
+    /// Where the VM was before, in the hierarchy of `controller`.
+    pub fn from(&self, controller: &str) -> Option<&Path> {
+        self.vmm()?.from.get(controller).map(PathBuf::as_path)
+    }
+
+    fn parse(bytes: &[u8], sandbox: &str) -> Option<Self> {
+        let record: Self = serde_json::from_slice(bytes).ok()?;
+        (record.schema == SCHEMA && record.sandbox == sandbox).then_some(record)
+    }
+}
+
+/// The directory of the records, open: 0700 and its owner's alone.
+#[derive(Debug)]
+pub struct Store {
+    dir: OwnedFd,
+    path: PathBuf,
+    owner: u32,
+}
+
+impl Store {
+    /// Opens the directory, made if need be.
+    pub fn open(path: &Path, owner: u32) -> Result<Self, Error> {
+        match mkdirat(AT_FDCWD, path, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(Error::path("create", path, errno)),
+        }
+        Self::open_existing(path, owner)?.ok_or_else(|| Error::path("open", path, Errno::ENOENT))
+    }
+
+    /// Opens the directory: `None` if there is none, or none that this user may see.
+    pub fn open_existing(path: &Path, owner: u32) -> Result<Option<Self>, Error> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let dir = match openat(AT_FDCWD, path, flags, Mode::empty()) {
+            Err(Errno::ENOENT | Errno::EACCES) => return Ok(None),
+            dir => dir.map_err(|errno| Error::path("open", path, errno))?,
+        };
+        let stat = fstat(&dir).map_err(|errno| Error::path("stat", path, errno))?;
+        if !foreign::is_only_of(&stat, owner) {
+            let why = format!("owned by uid {} with mode {:04o}: must be root's own", stat.st_uid, stat.st_mode & 0o7777);
+            return Err(Error::Config { path: path.to_path_buf(), why });
+        }
+        Ok(Some(Self { dir, path: path.to_path_buf(), owner }))
+    }
+
+    /// Reads a sandbox's record: none if there is none that can be understood.
+    pub fn load(&self, sandbox: &str) -> Result<Option<Record>, Error> {
+        let name = format!("{sandbox}.json");
+        match foreign::read(&self.dir, Path::new(&name), 16 << 20) {
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(Error::path("read", self.path.join(name), errno)),
+            Ok((_, stat)) if !foreign::is_only_of(&stat, self.owner) => Ok(None),
+            Ok((bytes, _)) => Ok(Record::parse(&bytes, sandbox)),
+        }
+    }
+
+    /// What is known of a sandbox, without its lock and without making anything.
+    pub fn peek(path: &Path, owner: u32, sandbox: &str) -> Result<Record, Error> {
+        let known = Self::open_existing(path, owner)?.map_or(Ok(None), |store| store.load(sandbox))?;
+        Ok(known.unwrap_or_else(|| Record::new(sandbox)))
+    }
+
+    /// Whether a sandbox has a record, be it one that cannot be understood.
+    pub fn has(&self, sandbox: &str) -> bool {
+        fstatat(&self.dir, format!("{sandbox}.json").as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Gives a sandbox's lock back; where no record is left, its file goes too.
+    pub fn unlock(&self, sandbox: &str, lock: Lock) {
+        if !self.has(sandbox) {
+            lock.remove();
+        }
+    }
+
+    /// The sandboxes that have a record.
+    pub fn sandboxes(&self) -> Vec<String> {
+        let Ok(copy) = self.dir.as_fd().try_clone_to_owned() else {
+            return Vec::new();
+        };
+        let Ok(mut dir) = nix::dir::Dir::from_fd(copy) else {
+            return Vec::new();
+        };
+        let id = |entry: Result<nix::dir::Entry, Errno>| {
+            let name = entry.ok()?.file_name().to_str().ok()?.strip_suffix(".json")?.to_owned();
+            crate::oci::state::is_id(&name).then_some(name)
+        };
+        dir.iter().filter_map(id).collect()
+    }
+
+    /// Writes the record whole or not at all.
+    pub fn save(&self, record: &Record) -> Result<(), Error> {
+        let name = format!("{}.json", record.sandbox);
+        let temporary = format!(".{name}.tmp");
+        let failed = |verb, errno| Error::path(verb, self.path.join(&name), errno);
+        let bytes = serde_json::to_vec(record).map_err(|_| failed("write", Errno::EINVAL))?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let file = openat(&self.dir, temporary.as_str(), flags, mode).map_err(|errno| failed("write", errno))?;
+        let written = File::from(file).write_all(&bytes);
+        let renamed = written
+            .map_err(|error| failed("write", errno_of(&error)))
+            .and_then(|()| renameat(&self.dir, temporary.as_str(), &self.dir, name.as_str()).map_err(|e| failed("rename", e)));
+        if renamed.is_err() {
+            let _ = unlinkat(&self.dir, temporary.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        renamed
+    }
+
+    /// Keeps a record that cannot be understood as `<id>.json.old`, so that it can be looked at.
+    pub fn set_aside(&self, sandbox: &str) {
+        let (from, to) = (format!("{sandbox}.json"), format!("{sandbox}.json.old"));
+        let _ = renameat(&self.dir, from.as_str(), &self.dir, to.as_str());
+    }
+
+    /// Removes the record.
+    pub fn forget(&self, sandbox: &str) -> Result<(), Error> {
+        let name = format!("{sandbox}.json");
+        match unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(Error::path("remove", self.path.join(name), errno)),
+        }
+    }
+
+    /// Takes the sandbox's lock, waiting for it until the deadline.
+    pub fn lock(&self, sandbox: &str, deadline: &Deadline) -> Result<Lock, Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            if let Some(lock) = self.try_lock(sandbox)? {
+                return Ok(lock);
+            }
+            deadline.check("take the sandbox's lock: another hook of it is running")?;
+            backoff.pause(deadline);
+        }
+    }
+
+    /// Takes the sandbox's lock if nobody has it.
+    pub fn try_lock(&self, sandbox: &str) -> Result<Option<Lock>, Error> {
+        let name = format!("{sandbox}.lock");
+        let failed = |errno| Error::path("lock", self.path.join(&name), errno);
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = openat(&self.dir, name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
+        let held = match Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock) {
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            held => held.map_err(|(_, errno)| failed(errno))?,
+        };
+        // The file may have been unlinked between open and flock: then this lock is of nothing that others can find.
+        let ours = fstat(&*held).map_err(failed)?;
+        match fstatat(&self.dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => {
+                let dir = self.dir.try_clone().map_err(|error| failed(errno_of(&error)))?;
+                Ok(Some(Lock { _held: held, dir, name }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// A sandbox's lock, held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _held: Flock<File>,
+    dir: OwnedFd,
+    name: String,
+}
+
+impl Lock {
+    /// Removes the lock file with the record; only its holder may.
+    pub fn remove(self) {
+        let _ = unlinkat(&self.dir, OsStr::new(&self.name), UnlinkatFlags::NoRemoveDir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn store(dir: &Path) -> Store {
+        Store::open(&dir.join("state"), nix::unistd::getuid().as_raw()).unwrap()
+    }
+
+    #[test]
+    fn a_record_is_read_back_as_it_was_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut record = Record::new("sb");
+        record.groups.push(RecordedGroup { path: "/c/kata_x".into(), controllers: vec!["cpu".into()], inode: 7 });
+        record.containers.insert("/b".into(), Container { id: "c".into(), cpu: LinuxCpu::default() });
+        store.save(&record).unwrap();
+        assert_eq!(store.load("sb").unwrap(), Some(record.clone()));
+        assert_eq!(store.sandboxes(), ["sb"]);
+        assert!(record.knows(Path::new("/c/kata_x"), 7) && !record.knows(Path::new("/c/kata_x"), 8));
+        store.forget("sb").unwrap();
+        store.forget("sb").unwrap();
+        assert_eq!(store.load("sb").unwrap(), None);
+    }
+
+    #[test]
+    fn a_torn_a_foreign_and_a_newer_record_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let newer = serde_json::to_string(&Record { schema: 2, ..Record::new("sb") }).unwrap();
+        let others = serde_json::to_string(&Record::new("other")).unwrap();
+        for text in ["", "{", "[]", &newer, &others] {
+            std::fs::write(dir.path().join("state/sb.json"), text).unwrap();
+            assert_eq!(store.load("sb").unwrap(), None, "{text}");
+        }
+        store.set_aside("sb");
+        assert!(dir.path().join("state/sb.json.old").exists());
+    }
+
+    #[test]
+    fn the_directory_and_the_record_are_their_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        store.save(&Record::new("sb")).unwrap();
+        let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("state"), mode("state/sb.json")), (0o700, 0o600));
+
+        let us = nix::unistd::getuid().as_raw();
+        assert!(Store::open(&dir.path().join("state"), us + 1).unwrap_err().to_string().contains("must be root's own"));
+        std::fs::set_permissions(dir.path().join("state"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(Store::open(&dir.path().join("state"), us).unwrap_err().to_string().contains("mode 0777"));
+    }
+
+    #[test]
+    fn a_lock_is_one_runs_alone_and_removed_only_by_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let lock = store.try_lock("sb").unwrap().unwrap();
+        assert!(store.try_lock("sb").unwrap().is_none());
+        let soon = Deadline::after(Instant::now(), Duration::from_millis(20));
+        assert!(store.lock("sb", &soon).unwrap_err().to_string().contains("another hook of it is running"));
+        lock.remove();
+        assert!(!dir.path().join("state/sb.lock").exists());
+        assert!(store.try_lock("sb").unwrap().is_some());
+    }
+}
