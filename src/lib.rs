@@ -26,11 +26,13 @@
 // Nothing that comes from outside may end in a panic; tests may fail loudly.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod apply;
 pub mod cgroup;
 pub mod deadline;
 pub mod error;
 pub mod foreign;
 pub mod oci;
+pub mod plan;
 pub mod proc;
 pub mod record;
 pub mod sys;

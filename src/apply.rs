@@ -1,0 +1,329 @@
+//! Doing the steps: the only place that changes groups.
+//!
+//! On the way in the first failure ends it and everything that was done is undone; on the way out every failure is kept and
+//! the rest done. Moves are one burst: after an idle spell the first waits milliseconds for a lock of the whole kernel
+//! (`cgroup_threadgroup_rwsem`), those right behind it microseconds. A number that the kernel is given may have become
+//! somebody else's in between: start times are compared before the burst and after it, and a stranger is put back.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use crate::cgroup::group::{GroupPath, Writer};
+use crate::deadline::{Backoff, Deadline};
+use crate::error::Error;
+use crate::plan::Step;
+use crate::proc::Proc;
+
+/// What has been done so far, and how to undo it.
+#[derive(Debug, Default)]
+pub struct Done {
+    pub created: usize,
+    pub removed: usize,
+    pub moved: usize,
+    /// Values written.
+    pub set: usize,
+    undo: Vec<Undo>,
+}
+
+/// How one change is taken back.
+#[derive(Debug)]
+enum Undo {
+    Remove(GroupPath),
+    Restore { group: GroupPath, file: &'static str, value: String },
+    MoveBack(Move, GroupPath),
+}
+
+/// Whether the steps were done, or the host had changed under the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// A group that was to be made stands, or one that stood is gone: other hooks share our parents. Plan again.
+    Changed,
+}
+
+/// One write of a number into a group.
+#[derive(Debug, Clone)]
+struct Move {
+    /// The process or thread.
+    id: i32,
+    start: u64,
+    to: GroupPath,
+    file: &'static str,
+}
+
+/// The means of doing steps.
+#[derive(Debug)]
+pub struct Apply<'a> {
+    pub proc: &'a Proc,
+    pub deadline: &'a Deadline,
+    /// Whom new groups are marked for.
+    pub sandbox: &'a str,
+}
+
+impl Apply<'_> {
+    /// Does the steps of placing; the first failure ends it.
+    pub fn place(&self, steps: &[Step], done: &mut Done) -> Result<Outcome, Error> {
+        let is_move = |step: &&Step| matches!(step, Step::MoveProcess { .. } | Step::MoveThread { .. });
+        for step in steps.iter().filter(|step| !is_move(step)) {
+            let outcome = match step {
+                Step::Create(group) => self.create(group, done)?,
+                Step::Set { group, file, value } => self.set(group, file, value, done)?,
+                _ => Outcome::Done,
+            };
+            if outcome == Outcome::Changed {
+                return Ok(outcome);
+            }
+        }
+        let moves: Vec<(Move, Option<GroupPath>)> = steps.iter().filter_map(as_move).collect();
+        if moves.is_empty() { Ok(Outcome::Done) } else { self.burst(&moves, done) }
+    }
+
+    /// Does the steps of releasing; goes on after failures and gives them all.
+    pub fn release(&self, steps: &[Step], done: &mut Done) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for step in steps {
+            let result = match step {
+                Step::Set { group, file, value } => self.set(group, file, value, done).map(drop),
+                Step::Drain { group, target, whole } => self.drain(group, target, *whole, done),
+                Step::Remove { group, drain } => self.remove(group, drain.as_ref(), done),
+                _ => Ok(()),
+            };
+            errors.extend(result.err());
+            if self.deadline.left().is_zero() {
+                break;
+            }
+        }
+        errors
+    }
+
+    /// Takes back everything in `done`, last first; gives what could not be.
+    pub fn undo(&self, done: &mut Done) -> Vec<Error> {
+        let mut errors = Vec::new();
+        while let Some(undo) = done.undo.pop() {
+            let result = match undo {
+                Undo::Remove(group) => self.remove_own(&group),
+                Undo::Restore { group, file, value } => write_if_standing(&group, file, &value),
+                Undo::MoveBack(moved, from) => self.move_back(&moved, &from),
+            };
+            errors.extend(result.err());
+        }
+        errors
+    }
+
+    fn create(&self, group: &GroupPath, done: &mut Done) -> Result<Outcome, Error> {
+        self.deadline.check("create groups")?;
+        match group.create(self.sandbox) {
+            Ok(_) => {
+                done.created += 1;
+                done.undo.push(Undo::Remove(group.clone()));
+                Ok(Outcome::Done)
+            }
+            Err(error) if matches!(error.errno(), Some(Errno::EEXIST | Errno::ENOENT)) => Ok(Outcome::Changed),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn set(&self, path: &GroupPath, file: &'static str, value: &str, done: &mut Done) -> Result<Outcome, Error> {
+        self.deadline.check("set limits")?;
+        let Some(group) = path.open()? else {
+            return Ok(Outcome::Changed);
+        };
+        let before = group.read_if_there(file)?;
+        group.write(file, value)?;
+        done.set += 1;
+        // An empty cpuset cannot be made empty again while it is in use; then the group is new and goes as a whole.
+        if let Some(value) = before.filter(|before| !before.is_empty()) {
+            done.undo.push(Undo::Restore { group: path.clone(), file, value });
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// All moves back to back, with nothing read in between.
+    fn burst(&self, moves: &[(Move, Option<GroupPath>)], done: &mut Done) -> Result<Outcome, Error> {
+        let mut writers: HashMap<(PathBuf, &str), Writer> = HashMap::new();
+        for (step, _) in moves {
+            if let Entry::Vacant(vacant) = writers.entry((step.to.absolute(), step.file)) {
+                let Some(group) = step.to.open()? else { return Ok(Outcome::Changed) };
+                vacant.insert(group.writer(step.file)?);
+            }
+        }
+        let is_itself = |step: &Move| self.proc.start_of(step.id) == Some(step.start);
+        let ready: Vec<(&Move, &Option<GroupPath>, String, Option<&Writer>)> = moves
+            .iter()
+            .filter(|(step, _)| is_itself(step))
+            .map(|(step, from)| (step, from, step.id.to_string(), writers.get(&(step.to.absolute(), step.file))))
+            .collect();
+        self.deadline.check("move threads")?;
+        let mut failure = None;
+        let mut written = Vec::with_capacity(ready.len());
+        for (step, from, id, writer) in &ready {
+            let Some(writer) = writer else { continue };
+            match writer.write(id) {
+                Ok(()) => written.push((*step, *from)),
+                // It ended meanwhile: nothing to place.
+                Err(error) if error.errno() == Some(Errno::ESRCH) => {}
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        for (step, from) in &written {
+            done.moved += 1;
+            let from = (*from).clone().unwrap_or_else(|| GroupPath::new(&step.to.hierarchy, ""));
+            done.undo.push(Undo::MoveBack((*step).clone(), from));
+        }
+        let strangers = written.iter().find_map(|(step, _)| self.put_back_stranger(step).err());
+        failure.or(strangers).map_or(Ok(Outcome::Done), Err)
+    }
+
+    /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.
+    fn put_back_stranger(&self, step: &Move) -> Result<(), Error> {
+        let Ok(Some(process)) = self.proc.process(step.id) else {
+            return Ok(());
+        };
+        let Some(stat) = process.stat().ok().filter(|stat| stat.start != step.start) else {
+            return Ok(());
+        };
+        let hierarchy = &step.to.hierarchy;
+        let controller = hierarchy.controllers.first().map_or("", |controller| controller.name());
+        let parent = self.proc.process(stat.parent).ok().flatten();
+        let home = parent.and_then(|parent| parent.membership(stat.parent).ok());
+        let rel = home.as_ref().and_then(|home| hierarchy.below_mount(home.v1(controller)?)).unwrap_or("".as_ref());
+        ignoring_the_dead(write_if_standing(&GroupPath::new(hierarchy, rel), step.file, &step.id.to_string()))
+    }
+
+    /// Moves one back to where it was; to the nearest group above that where it no longer stands.
+    fn move_back(&self, moved: &Move, from: &GroupPath) -> Result<(), Error> {
+        if self.proc.start_of(moved.id) != Some(moved.start) {
+            return Ok(());
+        }
+        let mut target = from.clone();
+        while target.open()?.is_none() {
+            match target.parent() {
+                Some(parent) => target = parent,
+                None => break,
+            }
+        }
+        ignoring_the_dead(write_if_standing(&target, moved.file, &moved.id.to_string()))
+    }
+
+    /// Removes a group that this run made, once what was in it has been moved back.
+    fn remove_own(&self, group: &GroupPath) -> Result<(), Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            match group.remove() {
+                Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+                Err(Errno::EBUSY | Errno::ENOTEMPTY) if !self.deadline.left().is_zero() => {
+                    // Another sandbox may have made its groups below a parent of ours: then it has become theirs as well.
+                    if has_children(group) {
+                        return Ok(());
+                    }
+                    backoff.pause(self.deadline);
+                }
+                Err(errno) => return Err(Error::path("remove", group.absolute(), errno)),
+            }
+        }
+    }
+
+    /// Moves everything in a group to another, again and again until nothing is in it.
+    fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
+        let file = if whole { "cgroup.procs" } else { group.threads_file() };
+        let Some(open) = group.open()? else { return Ok(()) };
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        loop {
+            let mut members = open.members(file)?;
+            if members.is_empty() {
+                return Ok(());
+            }
+            // Ourselves first: while we are in it, it cannot go.
+            members.sort_by_key(|member| *member != own);
+            self.deadline.check("empty a group")?;
+            let Some(there) = target.open()? else {
+                return Err(Error::path("open", target.absolute(), Errno::ENOENT));
+            };
+            let writer = there.writer(file)?;
+            for member in members {
+                match writer.write(&member.to_string()) {
+                    Ok(()) => done.moved += 1,
+                    Err(error) if error.errno() == Some(Errno::ESRCH) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Removes a group. That it is empty shows only a while after the last thread left, so EBUSY is waited for; one that is to be
+    /// pruned is left if it is in use.
+    fn remove(&self, group: &GroupPath, drain: Option<&(GroupPath, bool)>, done: &mut Done) -> Result<(), Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            match group.remove() {
+                Ok(()) => {
+                    done.removed += 1;
+                    return Ok(());
+                }
+                Err(Errno::ENOENT) => return Ok(()),
+                Err(Errno::EBUSY | Errno::ENOTEMPTY) if drain.is_none() => return Ok(()),
+                Err(Errno::EBUSY | Errno::ENOTEMPTY) if !self.deadline.left().is_zero() => {
+                    if let Some((target, whole)) = drain {
+                        self.drain(group, target, *whole, done)?;
+                    }
+                    backoff.pause(self.deadline);
+                }
+                Err(errno) => {
+                    let hint = self.who_is_in(group);
+                    return Err(Error::Path { verb: "remove", path: group.absolute(), errno, hint });
+                }
+            }
+        }
+    }
+
+    /// Who still lives in a group, for the message that says why it stays.
+    fn who_is_in(&self, path: &GroupPath) -> String {
+        let Ok(Some(group)) = path.open() else { return String::new() };
+        let name = |tid: &i32| {
+            let stat = self.proc.process(*tid).ok().flatten().and_then(|process| process.stat().ok());
+            stat.map_or(tid.to_string(), |stat| {
+                format!("{tid} ({}, state {})", String::from_utf8_lossy(&stat.name), char::from(stat.state))
+            })
+        };
+        let members = group.members(path.threads_file()).unwrap_or_default();
+        let mut who: Vec<String> = members.iter().take(4).map(name).collect();
+        who.extend(group.children().unwrap_or_default().into_iter().take(4).map(|child| format!("group {child}")));
+        if who.is_empty() { String::new() } else { format!(" (still in it: {})", who.join(", ")) }
+    }
+}
+
+fn as_move(step: &Step) -> Option<(Move, Option<GroupPath>)> {
+    match step {
+        Step::MoveProcess { pid, start, to, from } => {
+            let step = Move { id: *pid, start: *start, to: to.clone(), file: "cgroup.procs" };
+            Some((step, from.clone()))
+        }
+        Step::MoveThread { tid, start, to, from, .. } => {
+            let step = Move { id: *tid, start: *start, to: to.clone(), file: to.threads_file() };
+            Some((step, from.clone()))
+        }
+        _ => None,
+    }
+}
+
+fn has_children(group: &GroupPath) -> bool {
+    let children = group.open().ok().flatten().and_then(|group| group.children().ok());
+    children.is_some_and(|children| !children.is_empty())
+}
+
+fn write_if_standing(path: &GroupPath, file: &str, value: &str) -> Result<(), Error> {
+    path.open()?.map_or(Ok(()), |group| group.write(file, value))
+}
+
+fn ignoring_the_dead(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(()),
+        result => result,
+    }
+}

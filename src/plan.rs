@@ -1,0 +1,180 @@
+//! What is to be done, as a value: ordered steps that `--dry-run` prints, the tests compare and [`crate::apply`] does.
+//!
+//! Nothing here reads or writes the host. The order is the kernel's: groups top down, values before any thread is in them (a
+//! v1 cpuset takes none while it is empty, and no thread may ever be moved where its limit is not set yet), then all moves back
+//! to back, processes before threads, since a process written to a group takes every thread of it along.
+
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::cgroup::Part;
+use crate::cgroup::demand::Demand;
+use crate::cgroup::group::GroupPath;
+use crate::cgroup::leftover::Leftover;
+use crate::cgroup::v1::{self, Assignment, Settings, Site};
+use crate::error::Error;
+use crate::vmm::{Member, Thread, Vm};
+
+/// One change of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make a group.
+    Create(GroupPath),
+    /// Write a value into one of its files.
+    Set { group: GroupPath, file: &'static str, value: String },
+    /// Move a process with all its threads.
+    MoveProcess { pid: i32, start: u64, to: GroupPath, from: Option<GroupPath> },
+    /// Move one thread.
+    MoveThread { pid: i32, tid: i32, start: u64, to: GroupPath, from: Option<GroupPath> },
+    /// Move whatever is in a group to another: whole processes, or the threads that are in it.
+    Drain { group: GroupPath, target: GroupPath, whole: bool },
+    /// Remove a group; what enters it meanwhile goes to `drain` if that is given. One above others may stay if it is not empty.
+    Remove { group: GroupPath, drain: Option<(GroupPath, bool)> },
+}
+
+/// The steps, and what there is to say about them.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// What acts on the vCPUs once the steps are done.
+    pub limit: Option<(u64, u64)>,
+    pub cpus: Option<String>,
+    pub notes: Vec<String>,
+}
+
+/// Plans everything that is missing for `vm` to be in the groups of `sites` under `demand`.
+pub fn place(vm: &Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
+    let Settings { assignments, limit, cpus, notes, .. } = v1::settings(sites, demand)?;
+    let creates = sites.iter().flat_map(|site| &site.levels).filter(|level| level.standing.is_none());
+    let mut steps: Vec<Step> = creates.map(|level| Step::Create(level.path.clone())).collect();
+    steps.extend(assignments.into_iter().map(|(group, file, value)| Step::Set { group, file, value }));
+    steps.extend(process_moves(vm, sites));
+    steps.extend(vcpu_moves(vm, sites));
+    steps.extend(stray_moves(vm, sites));
+    Ok(Plan { steps, limit, cpus, notes })
+}
+
+/// Whole processes into the unconstrained groups, each that has a thread elsewhere.
+fn process_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
+    let mut moves = Vec::new();
+    for site in sites.iter().filter(|site| site.part == Part::Unconstrained) {
+        // In a hierarchy that holds both parts, a vCPU thread's right place is the other group.
+        let both = sites.iter().find(|other| other.part == Part::Constrained && other.group.hierarchy == site.group.hierarchy);
+        for member in movable(vm) {
+            let is_right = |thread: &Thread| {
+                let place = site.place_of(thread);
+                place.as_ref() == Some(&site.group)
+                    || (vm.is_vcpu(thread.tid) && place.as_ref() == both.map(|both| &both.group))
+            };
+            if !member.threads.iter().all(is_right) {
+                let from = member.leader().and_then(|leader| site.place_of(leader));
+                moves.push(Step::MoveProcess { pid: member.process.pid, start: member.start, to: site.group.clone(), from });
+            }
+        }
+    }
+    moves
+}
+
+/// The processes that may be moved: never the container runtime's shim.
+fn movable(vm: &Vm) -> impl Iterator<Item = &Member> {
+    vm.processes.iter().skip(usize::from(vm.is_shim))
+}
+
+/// vCPU threads into the constrained groups, each that is not there or that a move of its process takes away.
+fn vcpu_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
+    let mut moves = Vec::new();
+    let Some(vmm) = vm.vmm() else { return moves };
+    for site in sites.iter().filter(|site| site.part == Part::Constrained) {
+        for vcpu in &vm.vcpus.threads {
+            let Some(thread) = vmm.threads.iter().find(|thread| thread.tid == vcpu.tid) else {
+                continue;
+            };
+            let from = site.place_of(thread);
+            if from.as_ref() != Some(&site.group) {
+                moves.push(move_thread(vmm, thread, &site.group, from));
+            }
+        }
+    }
+    moves
+}
+
+/// Threads that are no vCPUs out of the constrained groups: kernel workers are born beside the vCPU thread that made them.
+///
+/// They go where their process's first thread is, or, where that is in there too, to the group above.
+fn stray_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
+    let mut moves = Vec::new();
+    for site in sites.iter().filter(|site| site.part == Part::Constrained) {
+        for member in &vm.processes {
+            let strays = member
+                .threads
+                .iter()
+                .filter(|thread| !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group));
+            let leader = member.leader().and_then(|leader| site.place_of(leader)).filter(|place| *place != site.group);
+            let Some(target) = leader.or_else(|| above_ours(site)) else {
+                continue;
+            };
+            moves.extend(strays.map(|thread| move_thread(member, thread, &target, Some(site.group.clone()))));
+        }
+    }
+    moves
+}
+
+fn move_thread(member: &Member, thread: &Thread, to: &GroupPath, from: Option<GroupPath>) -> Step {
+    Step::MoveThread { pid: member.process.pid, tid: thread.tid, start: thread.start, to: to.clone(), from }
+}
+
+/// The nearest group above a site's that is not ours.
+fn above_ours(site: &Site) -> Option<GroupPath> {
+    let is_foreign = |level: &&v1::Level| level.standing.as_ref().is_some_and(|standing| !standing.is_ours);
+    site.above().find(is_foreign).map(|level| level.path.clone())
+}
+
+/// Plans the removal of what is left of a sandbox: adopted groups get their own values back, ours are emptied and removed.
+pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
+    let mut steps: Vec<Step> = restore.into_iter().map(|(group, file, value)| Step::Set { group, file, value }).collect();
+    for left in leftovers.iter().filter(|left| left.is_occupied) {
+        steps.push(Step::Drain { group: left.group.clone(), target: left.target.clone(), whole: left.whole });
+    }
+    for left in leftovers {
+        let drain = Some((left.target.clone(), left.whole));
+        steps.push(Step::Remove { group: left.group.clone(), drain });
+        for group in &left.prune {
+            let step = Step::Remove { group: group.clone(), drain: None };
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
+        }
+    }
+    Plan { steps, ..Plan::default() }
+}
+
+impl fmt::Display for Step {
+    /// The contract's words: one space between fields, `\n` and `\x20` escapes inside them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = |group: &GroupPath| escape(&group.absolute());
+        match self {
+            Self::Create(group) => write!(f, "create {}", path(group)),
+            Self::Set { group, file, value } => {
+                write!(f, "set {} {}", escape(&group.absolute().join(file)), escape(Path::new(value)))
+            }
+            Self::MoveProcess { pid, start, to, .. } => write!(f, "move-process {pid} {start} {}", path(to)),
+            Self::MoveThread { pid, tid, start, to, .. } => write!(f, "move-thread {pid}/{tid} {start} {}", path(to)),
+            Self::Drain { group, target, .. } => write!(f, "drain {} {}", path(group), path(target)),
+            Self::Remove { group, .. } => write!(f, "remove {}", path(group)),
+        }
+    }
+}
+
+/// A field without blanks: `\n` for a line end, `\xNN` for what is neither a printable character nor plain.
+fn escape(field: &Path) -> String {
+    let mut text = String::new();
+    for byte in field.as_os_str().as_bytes() {
+        match byte {
+            b'\n' => text.push_str("\\n"),
+            b'!'..=b'[' | b']'..=b'~' => text.push(char::from(*byte)),
+            byte => text.extend(format!("\\x{byte:02x}").chars()),
+        }
+    }
+    text
+}
