@@ -28,9 +28,13 @@
 
 pub mod apply;
 pub mod cgroup;
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod deadline;
 pub mod error;
 pub mod foreign;
+pub mod log;
 pub mod oci;
 pub mod plan;
 pub mod proc;

@@ -1,1 +1,27 @@
-fn main() {}
+//! kata-cgroup-hook: arguments in, exit code out. Everything else is in the library.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use kata_cgroup_hook::cli::{self, Command};
+use kata_cgroup_hook::commands::{self, Exit, Host};
+
+/// What the command line's misuse exits with.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let exit = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Hook(hook)) => commands::run(&hook, &Host::this()),
+        Ok(Command::Help) => Exit { stdout: cli::HELP.to_owned(), ..Exit::default() },
+        Ok(Command::Version) => {
+            Exit { stdout: concat!("kata-cgroup-hook ", env!("CARGO_PKG_VERSION"), "\n").to_owned(), ..Exit::default() }
+        }
+        Err(why) => Exit { code: USAGE, stderr: Some(format!("kata-cgroup-hook: {why}")), ..Exit::default() },
+    };
+    // Written whole and at once: a closed stdout or stderr is the caller's wish, not our failure.
+    let _ = std::io::stdout().write_all(exit.stdout.as_bytes());
+    if let Some(line) = exit.stderr {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+    ExitCode::from(exit.code)
+}

@@ -1,0 +1,149 @@
+//! Releasing a sandbox, and what a container's end means for it.
+//!
+//! A workload's end is not the sandbox's: its demand is forgotten and the rest placed again; where nothing remains the last
+//! limits stay, since a crash loop must not free the guest. The end is the poststop of the sandbox itself or of a single
+//! container, or the VMM's death. Nothing is ever killed: what still lives is moved out and named.
+
+use crate::apply::{Apply, Done};
+use crate::cgroup::leftover;
+use crate::cgroup::mounts::Mounts;
+use crate::cgroup::path::SandboxPath;
+use crate::commands::subject::Subject;
+use crate::commands::{Run, place, vm};
+use crate::error::Error;
+use crate::log::Outcome;
+use crate::oci::sandbox::Role;
+use crate::plan;
+use crate::record::{Progress, Record, Store};
+
+/// Handles the end of `subject`'s container.
+pub(super) fn run(run: &mut Run, subject: &Subject) -> Result<(), Error> {
+    let id = &subject.sandbox.id;
+    if !run.changes() {
+        let known = Store::peek(&run.config.state_dir, run.host.owner, id)?;
+        return handle(run, subject, &known, None);
+    }
+    let Some(store) = Store::open_existing(&run.config.state_dir, run.host.owner)? else {
+        return handle(run, subject, &Record::new(id), None);
+    };
+    let lock = store.lock(id, run.deadline)?;
+    let result = place::load(run, &store, id).and_then(|known| handle(run, subject, &known, Some(&store)));
+    store.unlock(id, lock);
+    idle(run, &store, id);
+    result
+}
+
+fn handle(run: &mut Run, subject: &Subject, known: &Record, store: Option<&Store>) -> Result<(), Error> {
+    if subject.sandbox.role != Role::Workload || !is_vmm_alive(run, subject, known)? {
+        let path = path_of(known, subject);
+        end(run, &mut known.clone(), path.as_ref(), store)
+    } else {
+        forget_container(run, subject, known, store)
+    }
+}
+
+/// The sandbox's place: the recorded one, or what config.json says.
+fn path_of(record: &Record, subject: &Subject) -> Option<SandboxPath> {
+    SandboxPath::recorded(&record.path).or_else(|| {
+        let bundle = subject.bundle.as_ref().ok()?;
+        SandboxPath::derive(&bundle.cgroups_path, &subject.sandbox).ok()
+    })
+}
+
+fn is_vmm_alive(run: &mut Run, subject: &Subject, record: &Record) -> Result<bool, Error> {
+    if lives(run, record) {
+        return Ok(true);
+    }
+    let mounts = Mounts::read(&run.host.proc)?;
+    let is_found = vm::find(run, subject, record, &mounts, None).is_some();
+    run.report.notes.clear();
+    Ok(is_found)
+}
+
+/// Whether the recorded VMM still runs.
+fn lives(run: &Run, record: &Record) -> bool {
+    record.vmm().is_some_and(|vmm| {
+        let process = run.host.proc.process(vmm.pid).ok().flatten();
+        let stat = process.and_then(|process| process.stat().ok());
+        stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_dead())
+    })
+}
+
+/// A workload's end while the VM lives: the others' demand is what remains.
+fn forget_container(run: &mut Run, subject: &Subject, known: &Record, store: Option<&Store>) -> Result<(), Error> {
+    let mut record = known.clone();
+    let was_known = record.containers.remove(&subject.state.bundle).is_some();
+    if !record.containers.is_empty() {
+        return place::settle(run, subject, (known, &mut record), None, None, store);
+    }
+    run.report.outcome = Outcome::Unchanged;
+    run.printed.push("0 steps".into());
+    if !was_known {
+        return Ok(());
+    }
+    run.report.note("no container left: the last limits stay");
+    record.state = Progress::Idle;
+    store.map_or(Ok(()), |store| store.save(&record))
+}
+
+/// The sandbox's end: everything of it goes.
+fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Option<&Store>) -> Result<(), Error> {
+    let mounts = Mounts::read(&run.host.proc)?;
+    let leftovers = leftover::of(record, path, &mounts)?;
+    let plan = plan::release(&leftovers, leftover::restorations(record, &mounts)?);
+    run.print(&plan);
+    let is_nothing = plan.steps.is_empty() && record.path.is_empty();
+    run.report.outcome = if is_nothing || !run.changes() { Outcome::Unchanged } else { Outcome::Released };
+    if is_nothing || !run.changes() {
+        return Ok(());
+    }
+    if let Some(store) = store.filter(|_| !record.path.is_empty()) {
+        record.state = Progress::Releasing;
+        store.save(record)?;
+    }
+    let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
+    let mut done = Done::default();
+    let mut errors = apply.release(&plan.steps, &mut done);
+    run.report.removed += done.removed;
+    run.report.moved += done.moved;
+    if errors.is_empty() {
+        errors.extend(store.and_then(|store| store.forget(&record.sandbox).err()));
+    }
+    Error::all(errors)
+}
+
+/// Releases other sandboxes that were left idle or half released and whose VMM is gone. What fails here is not this
+/// container's failure: it is told and left for the next run.
+pub(super) fn idle(run: &mut Run, store: &Store, except: &str) {
+    for id in store.sandboxes() {
+        if id == except || run.deadline.left().is_zero() {
+            continue;
+        }
+        if let Err(error) = release_if_dead(run, store, &id) {
+            run.report.note(format!("sandbox {id} not released: {error}"));
+        }
+    }
+}
+
+fn release_if_dead(run: &mut Run, store: &Store, id: &str) -> Result<(), Error> {
+    let is_over =
+        |record: &Record, run: &Run| matches!(record.state, Progress::Idle | Progress::Releasing) && !lives(run, record);
+    if !store.load(id)?.is_some_and(|record| is_over(&record, run)) {
+        return Ok(());
+    }
+    // Somebody else is at it: they will see to it.
+    let Some(lock) = store.try_lock(id)? else { return Ok(()) };
+    let Some(mut record) = store.load(id)?.filter(|record| is_over(record, run)) else {
+        return Ok(());
+    };
+    let (outcome, printed) = (run.report.outcome, run.printed.len());
+    let path = SandboxPath::recorded(&record.path);
+    let result = end(run, &mut record, path.as_ref(), Some(store));
+    run.report.outcome = outcome;
+    run.printed.truncate(printed);
+    if result.is_ok() {
+        run.report.note(format!("released idle sandbox {id}"));
+        lock.remove();
+    }
+    result
+}

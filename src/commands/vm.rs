@@ -1,0 +1,85 @@
+//! The VM of the sandbox that a run is for, and what the report says of it.
+
+use std::time::{Duration, Instant};
+
+use crate::cgroup::mounts::Mounts;
+use crate::commands::Run;
+use crate::commands::subject::Subject;
+use crate::config::LogLevel;
+use crate::deadline::Backoff;
+use crate::log::Outcome;
+use crate::record::Record;
+use crate::vmm::debugfs::Debugfs;
+use crate::vmm::find::Search;
+use crate::vmm::kinds::{Kind, Role};
+use crate::vmm::{Member, Vm, vcpu};
+
+/// How long a run waits in all for vCPU threads that cannot be told yet.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Finds the VM; `None`, with the reason in the report, if there is none that proves itself. With `patience`, a time since when
+/// it is waited, vCPU threads that cannot be told yet are waited for.
+pub(super) fn find(
+    run: &mut Run,
+    subject: &Subject,
+    record: &Record,
+    mounts: &Mounts,
+    patience: Option<Instant>,
+) -> Option<Vm> {
+    let (owner, recorded) = (run.host.owner, record.identities());
+    let (claims, forged) = subject.dirs.claims(owner);
+    let search = Search {
+        proc: &run.host.proc,
+        kinds: &run.config.kinds,
+        dirs: &subject.dirs,
+        claims: &claims,
+        hint: subject.state.pid,
+        parent: run.host.parent,
+        recorded: &recorded,
+        owner,
+    };
+    let found = search.find();
+    let refused: Vec<&String> = subject.dirs.refused.iter().chain(&forged).chain(&found.refused).collect();
+    if found.vmm.is_none() || run.config.log_level == LogLevel::Debug {
+        for why in &refused {
+            run.report.note(*why);
+        }
+    }
+    let Some(vmm) = found.vmm else {
+        run.report.outcome = if refused.is_empty() { Outcome::NotYet } else { Outcome::Refused };
+        return None;
+    };
+    let kind = vmm.kind;
+    let helpers = found.helpers.into_iter();
+    let mut vm = Vm {
+        kind: kind.name.clone(),
+        is_shim: run.config.kinds.is_shim_too(kind),
+        processes: vec![Member::read(vmm.process, vmm.start, Role::Vmm)],
+        vcpus: vcpu::Vcpus::default(),
+    };
+    vm.processes.extend(helpers.map(|helper| Member::read(helper.process, helper.start, Role::Helper)));
+    tell_vcpus(run, &mut vm, kind, mounts, patience);
+    // It may have ended while it was read: then there is none.
+    if vm.vmm().is_none_or(|vmm| vmm.threads.is_empty()) {
+        run.report.outcome = Outcome::NotYet;
+        run.report.note("the VMM ended meanwhile");
+        return None;
+    }
+    Some(vm)
+}
+
+/// Tells the vCPU threads; with `patience`, waits a little for those that cannot be told yet.
+fn tell_vcpus(run: &Run, vm: &mut Vm, kind: &Kind, mounts: &Mounts, patience: Option<Instant>) {
+    let debugfs = Debugfs::open(mounts.debugfs.as_deref()).ok();
+    let mut backoff = Backoff::default();
+    while let Some(vmm) = vm.processes.first_mut() {
+        let told = vcpu::of(&vmm.process, &vmm.threads, &kind.vcpu_threads, debugfs.as_ref());
+        vm.vcpus = told.unwrap_or_default();
+        let is_worth_waiting = patience.is_some_and(|since| since.elapsed() < PATIENCE);
+        if !vm.vcpus.is_partial() || !is_worth_waiting || run.deadline.left().is_zero() {
+            return;
+        }
+        backoff.pause(run.deadline);
+        vmm.read_threads();
+    }
+}
