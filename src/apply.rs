@@ -82,20 +82,41 @@ impl Apply<'_> {
     }
 
     /// Does the steps of releasing; goes on after failures and gives them all.
+    ///
+    /// That a group is empty shows only a while after its last thread left, so what is busy is tried again after all the rest,
+    /// until the deadline: one group in use keeps no other from going.
     pub fn release(&self, steps: &[Step], done: &mut Done) -> Vec<Error> {
         let mut errors = Vec::new();
+        let mut removes = Vec::new();
         for step in steps {
             let result = match step {
                 Step::Set { group, file, value } => self.set(group, file, value, done).map(drop),
                 Step::Drain { group, target, whole } => self.drain(group, target, *whole, done),
-                Step::Remove { group, drain } => self.remove(group, drain.as_ref(), done),
+                Step::Remove { group, drain } => {
+                    removes.push((group, drain.as_ref()));
+                    Ok(())
+                }
                 _ => Ok(()),
             };
             errors.extend(result.err());
-            if self.deadline.left().is_zero() {
+        }
+        let mut backoff = Backoff::default();
+        loop {
+            removes.retain(|(group, drain)| match self.remove(group, *drain, done) {
+                Ok(is_gone) => !is_gone,
+                Err(error) => {
+                    errors.push(error);
+                    false
+                }
+            });
+            let is_waited_for = removes.iter().any(|(_, drain)| drain.is_some());
+            if !is_waited_for || self.deadline.left().is_zero() {
                 break;
             }
+            backoff.pause(self.deadline);
         }
+        let busy = removes.iter().filter(|(_, drain)| drain.is_some());
+        errors.extend(busy.map(|(group, _)| self.still_busy(group)));
         errors
     }
 
@@ -256,30 +277,28 @@ impl Apply<'_> {
         }
     }
 
-    /// Removes a group. That it is empty shows only a while after the last thread left, so EBUSY is waited for; one that is to be
-    /// pruned is left if it is in use.
-    fn remove(&self, group: &GroupPath, drain: Option<&(GroupPath, bool)>, done: &mut Done) -> Result<(), Error> {
-        let mut backoff = Backoff::default();
-        loop {
-            match group.remove() {
-                Ok(()) => {
-                    done.removed += 1;
-                    return Ok(());
-                }
-                Err(Errno::ENOENT) => return Ok(()),
-                Err(Errno::EBUSY | Errno::ENOTEMPTY) if drain.is_none() => return Ok(()),
-                Err(Errno::EBUSY | Errno::ENOTEMPTY) if !self.deadline.left().is_zero() => {
-                    if let Some((target, whole)) = drain {
-                        self.drain(group, target, *whole, done)?;
-                    }
-                    backoff.pause(self.deadline);
-                }
-                Err(errno) => {
-                    let hint = self.who_is_in(group);
-                    return Err(Error::Path { verb: "remove", path: group.absolute(), errno, hint });
-                }
+    /// Removes a group, after moving out what has entered it meanwhile; false if it is still busy. A group of somebody else's
+    /// in it will not go by waiting.
+    fn remove(&self, group: &GroupPath, drain: Option<&(GroupPath, bool)>, done: &mut Done) -> Result<bool, Error> {
+        match group.remove() {
+            Ok(()) => {
+                done.removed += 1;
+                Ok(true)
             }
+            Err(Errno::ENOENT) => Ok(true),
+            Err(Errno::EBUSY | Errno::ENOTEMPTY) => {
+                let Some((target, whole)) = drain else { return Ok(false) };
+                if has_children(group) {
+                    return Err(self.still_busy(group));
+                }
+                self.drain(group, target, *whole, done).map(|()| false)
+            }
+            Err(errno) => Err(Error::path("remove", group.absolute(), errno)),
         }
+    }
+
+    fn still_busy(&self, group: &GroupPath) -> Error {
+        Error::Path { verb: "remove", path: group.absolute(), errno: Errno::EBUSY, hint: self.who_is_in(group) }
     }
 
     /// Who still lives in a group, for the message that says why it stays.
@@ -304,8 +323,8 @@ fn as_move(step: &Step) -> Option<(Move, Option<GroupPath>)> {
             let step = Move { id: *pid, start: *start, to: to.clone(), file: "cgroup.procs" };
             Some((step, from.clone()))
         }
-        Step::MoveThread { tid, start, to, from, .. } => {
-            let step = Move { id: *tid, start: *start, to: to.clone(), file: to.threads_file() };
+        Step::MoveThread { tid, thread_start, to, from, .. } => {
+            let step = Move { id: *tid, start: *thread_start, to: to.clone(), file: to.threads_file() };
             Some((step, from.clone()))
         }
         _ => None,

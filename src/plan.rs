@@ -25,8 +25,8 @@ pub enum Step {
     Set { group: GroupPath, file: &'static str, value: String },
     /// Move a process with all its threads.
     MoveProcess { pid: i32, start: u64, to: GroupPath, from: Option<GroupPath> },
-    /// Move one thread.
-    MoveThread { pid: i32, tid: i32, start: u64, to: GroupPath, from: Option<GroupPath> },
+    /// Move one thread. `start` is its process's start time, `thread_start` its own.
+    MoveThread { pid: i32, tid: i32, start: u64, thread_start: u64, to: GroupPath, from: Option<GroupPath> },
     /// Move whatever is in a group to another: whole processes, or the threads that are in it.
     Drain { group: GroupPath, target: GroupPath, whole: bool },
     /// Remove a group; what enters it meanwhile goes to `drain` if that is given. One above others may stay if it is not empty.
@@ -68,7 +68,7 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
                     || (vm.is_vcpu(thread.tid) && place.as_ref() == both.map(|both| &both.group))
             };
             if !member.threads.iter().all(is_right) {
-                let from = member.leader().and_then(|leader| site.place_of(leader));
+                let from = member.leader().and_then(|thread| site.place_of(thread));
                 moves.push(Step::MoveProcess { pid: member.process.pid, start: member.start, to: site.group.clone(), from });
             }
         }
@@ -114,14 +114,16 @@ fn stray_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
             let Some(target) = leader.or_else(|| above_ours(site)) else {
                 continue;
             };
-            moves.extend(strays.map(|thread| move_thread(member, thread, &target, Some(site.group.clone()))));
+            // Undoing must not bring them back into a group that is to go: they stay where they are then.
+            moves.extend(strays.map(|thread| move_thread(member, thread, &target, Some(target.clone()))));
         }
     }
     moves
 }
 
 fn move_thread(member: &Member, thread: &Thread, to: &GroupPath, from: Option<GroupPath>) -> Step {
-    Step::MoveThread { pid: member.process.pid, tid: thread.tid, start: thread.start, to: to.clone(), from }
+    let (pid, tid) = (member.process.pid, thread.tid);
+    Step::MoveThread { pid, tid, start: member.start, thread_start: thread.start, to: to.clone(), from }
 }
 
 /// The nearest group above a site's that is not ours.
@@ -133,14 +135,15 @@ fn above_ours(site: &Site) -> Option<GroupPath> {
 /// Plans the removal of what is left of a sandbox: adopted groups get their own values back, ours are emptied and removed.
 pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
     let mut steps: Vec<Step> = restore.into_iter().map(|(group, file, value)| Step::Set { group, file, value }).collect();
-    for left in leftovers.iter().filter(|left| left.is_occupied) {
-        steps.push(Step::Drain { group: left.group.clone(), target: left.target.clone(), whole: left.whole });
+    let groups = || leftovers.iter().filter_map(|left| left.group.as_ref());
+    for group in groups().filter(|group| group.is_occupied) {
+        steps.push(Step::Drain { group: group.path.clone(), target: group.target.clone(), whole: group.whole });
     }
     for left in leftovers {
-        let drain = Some((left.target.clone(), left.whole));
-        steps.push(Step::Remove { group: left.group.clone(), drain });
-        for group in &left.prune {
-            let step = Step::Remove { group: group.clone(), drain: None };
+        let own =
+            left.group.iter().map(|own| Step::Remove { group: own.path.clone(), drain: Some((own.target.clone(), own.whole)) });
+        let above = left.prune.iter().map(|group| Step::Remove { group: group.clone(), drain: None });
+        for step in own.chain(above) {
             if !steps.contains(&step) {
                 steps.push(step);
             }

@@ -72,6 +72,12 @@ impl Proc {
         number(line)
     }
 
+    /// Whether our user ids are the host's: every id is mapped to itself (user_namespaces(7)).
+    pub fn is_in_first_user_namespace(&self) -> bool {
+        let map = foreign::read(AT_FDCWD, &self.root.join("self/uid_map"), LIMIT);
+        map.is_ok_and(|(text, _)| words(&text).eq([b"0".as_slice(), b"0", b"4294967295"]))
+    }
+
     /// Whether we share pid 1's pid and mount namespaces; not if that cannot be seen.
     ///
     /// The links in /proc/1/ns would say so, but reading them takes the right to trace pid 1, which not every root has. A process

@@ -14,18 +14,25 @@ use crate::cgroup::{Controller, Part};
 use crate::error::Error;
 use crate::record::Record;
 
-/// A group of a sandbox that is to go.
+/// What is left of a sandbox in one hierarchy.
 #[derive(Debug, Clone)]
 pub struct Leftover {
-    pub group: GroupPath,
+    /// Its group, unless that was never made or is gone already.
+    pub group: Option<Occupied>,
+    /// The groups above it that are ours, nearest first, each with nothing else in it.
+    pub prune: Vec<GroupPath>,
+}
+
+/// A group that stands, and what is to become of what is in it.
+#[derive(Debug, Clone)]
+pub struct Occupied {
+    pub path: GroupPath,
+    /// It holds something now.
+    pub is_occupied: bool,
     /// Where what is in it goes.
     pub target: GroupPath,
     /// Whole processes, not threads.
     pub whole: bool,
-    /// It holds something now.
-    pub is_occupied: bool,
-    /// The groups above it that are ours, nearest first, each with nothing else in it.
-    pub prune: Vec<GroupPath>,
 }
 
 /// Everything of a sandbox that stands: at its place, and wherever its record says.
@@ -59,28 +66,32 @@ fn at_place(path: &SandboxPath, mounts: &Mounts) -> Vec<(GroupPath, Part)> {
     groups
 }
 
-/// What is left of the sandbox at `group`; nothing where none stands or where it is not ours.
-fn leftover(group: GroupPath, part: Part, record: &Record) -> Result<Option<Leftover>, Error> {
-    let Some(open) = group.open()? else { return Ok(None) };
-    let level = v1::level(&group, record)?;
-    let list = if part == Part::Unconstrained { "cgroup.procs" } else { group.threads_file() };
-    let is_occupied = !open.members(list)?.is_empty();
+/// What is left of the sandbox at `path` and above; nothing where a group stands that is not its own.
+fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Leftover>, Error> {
+    let (ours, nearest) = above(&path, record)?;
+    let prune = that_empty(&path, &ours)?;
+    let Some(open) = path.open()? else { return Ok(Some(Leftover { group: None, prune })) };
+    let level = v1::level(&path, record)?;
+    let whole = part == Part::Unconstrained;
+    let is_occupied = !open.members(if whole { "cgroup.procs" } else { path.threads_file() })?.is_empty();
     if !is_of(&level, record, is_occupied) {
         return Ok(None);
     }
-    let (ours, nearest) = above(&group, record)?;
-    let target = if ours.is_empty() { nearest } else { origin(&group, part, record)?.unwrap_or(nearest) };
-    let prune = that_empty(&group, ours)?;
-    Ok(Some(Leftover { group, target, whole: part == Part::Unconstrained, is_occupied, prune }))
+    let target = if ours.is_empty() { nearest } else { origin(&path, part, record)?.unwrap_or(nearest) };
+    Ok(Some(Leftover { group: Some(Occupied { path, is_occupied, target, whole }), prune }))
 }
 
-/// The unbroken run of groups above that are ours, and the nearest above that is not and takes threads.
-fn above(group: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPath), Error> {
+/// The unbroken run of groups above that are ours, and the nearest above that is not and takes threads. Where one does not stand
+/// (any more), the next above counts.
+fn above(path: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPath), Error> {
     let (mut ours, mut is_unbroken) = (Vec::new(), true);
-    let mut next = group.parent();
+    let mut next = path.parent();
     while let Some(path) = next {
         let level = v1::level(&path, record)?;
         next = path.parent();
+        if level.standing.is_none() {
+            continue;
+        }
         if is_ours(&level, record) {
             if is_unbroken {
                 ours.push(path);
@@ -91,21 +102,22 @@ fn above(group: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPat
             is_unbroken = false;
         }
     }
-    Ok((ours, GroupPath::new(&group.hierarchy, "")))
+    Ok((ours, GroupPath::new(&path.hierarchy, "")))
 }
 
-/// Of the groups above that are ours, those that hold nothing but the one below them.
-fn that_empty(group: &GroupPath, above: Vec<GroupPath>) -> Result<Vec<GroupPath>, Error> {
-    let mut below = group.clone();
+/// Of the groups above that are ours, those that hold no thread and no group but the one below them.
+fn that_empty(path: &GroupPath, above: &[GroupPath]) -> Result<Vec<GroupPath>, Error> {
+    let mut below = path.rel.as_path();
     let mut emptying = Vec::new();
     for path in above {
-        let children = path.open()?.map_or(Ok(Vec::new()), |open| open.children())?;
-        let is_below = |child: &String| below.rel.file_name().is_some_and(|name| name == child.as_str());
-        if !children.iter().all(is_below) {
+        let Some(open) = path.open()? else { continue };
+        let is_below = |child: &String| below.starts_with(path.rel.join(child));
+        let is_empty = open.members(path.threads_file())?.is_empty() && open.children()?.iter().all(is_below);
+        if !is_empty {
             break;
         }
         emptying.push(path.clone());
-        below = path;
+        below = &path.rel;
     }
     Ok(emptying)
 }

@@ -38,6 +38,13 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Whether we are root of the host, and not only of a user namespace: rootless engines read the same hooks.d.
+    fn is_root(&self) -> bool {
+        nix::unistd::geteuid().as_raw() == self.owner && self.proc.is_in_first_user_namespace()
+    }
+}
+
 /// Everything that a run works with.
 struct Run<'a> {
     host: &'a Host,
@@ -67,7 +74,7 @@ pub fn run(hook: &Hook, host: &Host) -> Exit {
     if hook.stage == Stage::CreateContainer && !host.proc.in_host_namespaces() {
         return Exit::default();
     }
-    let (config, broken) = match Config::load(hook.config.as_deref(), host.owner) {
+    let (config, broken) = match Config::load(hook.config.as_deref(), host.is_root().then_some(host.owner)) {
         Ok(config) => (config, None),
         Err(error) => (Config::default(), Some(error)),
     };
@@ -124,7 +131,7 @@ impl Run<'_> {
 
     /// Turns the result into the log line, the exit code and the line on stderr.
     fn finish(mut self, result: Result<(), Error>) -> Exit {
-        let error = result.err().map(|error| error.to_string().replace('\n', "\\n"));
+        let error = result.err().map(|error| printable(&error.to_string()));
         if let Some(error) = &error {
             self.report.outcome = Outcome::Failed;
             self.report.notes.insert(0, error.clone());
@@ -143,4 +150,10 @@ impl Run<'_> {
             stderr: error.filter(|_| tells).map(|error| format!("kata-cgroup-hook: {}: {error}", self.stage)),
         }
     }
+}
+
+/// One line that can be shown: paths and values come from pods, and a terminal obeys control characters.
+fn printable(text: &str) -> String {
+    let escape = |char: char| if char.is_control() { char.escape_default().to_string() } else { char.to_string() };
+    text.chars().map(escape).collect()
 }

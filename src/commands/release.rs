@@ -97,13 +97,13 @@ fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Op
     if is_nothing || !run.changes() {
         return Ok(());
     }
-    if let Some(store) = store.filter(|_| !record.path.is_empty()) {
-        record.state = Progress::Releasing;
-        store.save(record)?;
-    }
+    // That this cannot be written down is no reason to leave the groups.
+    record.state = Progress::Releasing;
+    let noted = store.filter(|_| !record.path.is_empty()).map_or(Ok(()), |store| store.save(record));
     let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
     let mut done = Done::default();
     let mut errors = apply.release(&plan.steps, &mut done);
+    errors.extend(noted.err());
     run.report.removed += done.removed;
     run.report.moved += done.moved;
     if errors.is_empty() {

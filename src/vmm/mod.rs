@@ -85,8 +85,8 @@ impl Member {
         self.threads = self.process.threads().unwrap_or_default().into_iter().filter_map(thread).collect();
     }
 
-    /// Its first thread, whose number is the process's.
+    /// Its first thread, whose number is the process's; another where that could not be read.
     pub fn leader(&self) -> Option<&Thread> {
-        self.threads.iter().find(|thread| thread.tid == self.process.pid)
+        self.threads.iter().find(|thread| thread.tid == self.process.pid).or(self.threads.first())
     }
 }
