@@ -6,9 +6,21 @@ use std::path::PathBuf;
 use crate::cgroup::mounts::{Mounts, Version};
 use crate::cgroup::v1::Site;
 use crate::cgroup::{Controller, Part};
-use crate::record::{Adopted, Record, RecordedGroup, RecordedProcess};
+use crate::commands::Run;
+use crate::error::Error;
+use crate::record::{Adopted, Record, RecordedGroup, RecordedProcess, Store};
 use crate::vmm::kinds::Role;
 use crate::vmm::{Member, Vm};
+
+/// The sandbox's record, under its lock: an empty one where there is none that can be understood, which is kept aside.
+pub(super) fn load(run: &mut Run, store: &Store, sandbox: &str) -> Result<Record, Error> {
+    let record = store.load(sandbox)?;
+    if record.is_none() && store.has(sandbox) {
+        store.set_aside(sandbox);
+        run.report.note("record not understood: kept as .json.old and rebuilt");
+    }
+    Ok(record.unwrap_or_else(|| Record::new(sandbox)))
+}
 
 /// Writes down where the sandbox is about to be, or is: true if that is news, to be saved before the first group is made.
 pub(super) fn update(record: &mut Record, mounts: &Mounts, vm: &Vm, sites: &[Site]) -> bool {

@@ -6,6 +6,7 @@
 mod bookkeeping;
 mod place;
 mod release;
+mod settle;
 mod subject;
 mod vm;
 
@@ -109,10 +110,15 @@ impl Run<'_> {
         };
         self.report.sandbox = Some(subject.sandbox.id.clone());
         self.report.container = Some(subject.container.clone());
-        match self.stage {
+        let id = subject.sandbox.id.clone();
+        let result = match self.stage {
             Stage::Poststop => release::run(self, &subject),
             _ => place::run(self, subject),
+        };
+        if self.changes() {
+            release::idle(self, &id);
         }
+        result
     }
 
     /// Whether this run may change the host.

@@ -8,8 +8,9 @@ use crate::apply::{Apply, Done};
 use crate::cgroup::leftover;
 use crate::cgroup::mounts::Mounts;
 use crate::cgroup::path::SandboxPath;
+use crate::commands::settle::{Change, settle};
 use crate::commands::subject::Subject;
-use crate::commands::{Run, place, vm};
+use crate::commands::{Run, bookkeeping, vm};
 use crate::error::Error;
 use crate::log::Outcome;
 use crate::oci::sandbox::Role;
@@ -27,9 +28,8 @@ pub(super) fn run(run: &mut Run, subject: &Subject) -> Result<(), Error> {
         return handle(run, subject, &Record::new(id), None);
     };
     let lock = store.lock(id, run.deadline)?;
-    let result = place::load(run, &store, id).and_then(|known| handle(run, subject, &known, Some(&store)));
+    let result = bookkeeping::load(run, &store, id).and_then(|known| handle(run, subject, &known, Some(&store)));
     store.unlock(id, lock);
-    idle(run, &store, id);
     result
 }
 
@@ -74,7 +74,7 @@ fn forget_container(run: &mut Run, subject: &Subject, known: &Record, store: Opt
     let mut record = known.clone();
     let was_known = record.containers.remove(&subject.state.bundle).is_some();
     if !record.containers.is_empty() {
-        return place::settle(run, subject, (known, &mut record), None, None, store);
+        return settle(run, subject, Change { known, record, pod: None, store }, None);
     }
     run.report.outcome = Outcome::Unchanged;
     run.printed.push("0 steps".into());
@@ -114,12 +114,13 @@ fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Op
 
 /// Releases other sandboxes that were left idle or half released and whose VMM is gone. What fails here is not this
 /// container's failure: it is told and left for the next run.
-pub(super) fn idle(run: &mut Run, store: &Store, except: &str) {
+pub(super) fn idle(run: &mut Run, except: &str) {
+    let Ok(Some(store)) = Store::open_existing(&run.config.state_dir, run.host.owner) else { return };
     for id in store.sandboxes() {
         if id == except || run.deadline.left().is_zero() {
             continue;
         }
-        if let Err(error) = release_if_dead(run, store, &id) {
+        if let Err(error) = release_if_dead(run, &store, &id) {
             run.report.note(format!("sandbox {id} not released: {error}"));
         }
     }

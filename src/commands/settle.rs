@@ -1,0 +1,150 @@
+//! Bringing a sandbox to where its record says it should be.
+//!
+//! Read, plan, apply, and again until a fresh reading leaves nothing to plan: the proof that it holds, and what takes up the
+//! threads that came meanwhile. On failure everything that this run did is undone.
+
+use oci_spec::runtime::LinuxCpu;
+
+use crate::apply::{Apply, Done};
+use crate::cgroup::demand::Demand;
+use crate::cgroup::mounts::Mounts;
+use crate::cgroup::path::SandboxPath;
+use crate::cgroup::v1::{self, Site};
+use crate::commands::subject::Subject;
+use crate::commands::{Run, bookkeeping, vm};
+use crate::deadline::Deadline;
+use crate::error::Error;
+use crate::log::Outcome;
+use crate::plan::{self, Plan};
+use crate::record::{Progress, Record, Store};
+use crate::vmm::Vm;
+
+/// How often a plan may be followed by another before something is fighting us.
+const MOST_ROUNDS: usize = 12;
+
+/// A sandbox's change from what its record said to what it says now.
+pub(super) struct Change<'a> {
+    pub(super) known: &'a Record,
+    pub(super) record: Record,
+    /// What the pod asks for as a whole, as long as no container of it is known.
+    pub(super) pod: Option<LinuxCpu>,
+    /// Where the record is kept; none for a run that changes nothing.
+    pub(super) store: Option<&'a Store>,
+}
+
+/// Brings the sandbox to where it should be, and keeps the record in step. `vm` is what was found of the VM just now, if it
+/// was looked for.
+pub(super) fn settle(run: &mut Run, subject: &Subject, mut change: Change, vm: Option<Vm>) -> Result<(), Error> {
+    let mut done = Done::default();
+    let result = converge(run, subject, &mut change, vm, &mut done);
+    run.report.created = done.created;
+    run.report.moved = done.moved;
+    let kept = match result {
+        Ok(true) => keep(run, &mut change, &done).map_err(Some),
+        Ok(false) => Err(None),
+        Err(error) => Err(Some(error)),
+    };
+    match kept {
+        Ok(()) => Ok(()),
+        Err(cause) => undo(run, &change, &mut done, cause),
+    }
+}
+
+/// Read, plan, apply until nothing is left to do; false if the VM is gone.
+fn converge(
+    run: &mut Run,
+    subject: &Subject,
+    change: &mut Change,
+    mut found: Option<Vm>,
+    done: &mut Done,
+) -> Result<bool, Error> {
+    let mounts = Mounts::read(&run.host.proc)?;
+    let record = &mut change.record;
+    let path = SandboxPath::recorded(&record.path).ok_or_else(|| Error::Unsettled("no place recorded".into()))?;
+    let demand = Demand::of(record.containers.values().map(|container| &container.cpu).chain(&change.pod))?;
+    for _ in 0..MOST_ROUNDS {
+        run.deadline.check("look at the VMM's threads")?;
+        let Some(vm) = found.take().or_else(|| vm::find(run, subject, record, &mounts, None)) else { return Ok(false) };
+        let sites = v1::survey(&mounts, &path, &vm, record)?;
+        refuse_taken(&sites, record, change.store)?;
+        let plan = plan::place(&vm, &sites, &demand)?;
+        report(run, &vm, &plan);
+        let is_news = bookkeeping::update(record, &mounts, &vm, &sites);
+        let Some(store) = change.store.filter(|_| !plan.steps.is_empty()) else {
+            run.print(&plan);
+            return Ok(true);
+        };
+        if is_news || record.state != Progress::Placed {
+            record.state = Progress::Placing;
+            store.save(record)?;
+        }
+        let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
+        apply.place(&plan.steps, done)?;
+    }
+    Err(Error::Unsettled(format!("after {MOST_ROUNDS} rounds something still moves threads or groups back")))
+}
+
+/// Saves the record of a placed sandbox and says how it went.
+fn keep(run: &mut Run, change: &mut Change, done: &Done) -> Result<(), Error> {
+    change.record.state = Progress::Placed;
+    let vcpus = run.report.vcpus.as_ref();
+    let is_partial = vcpus.is_none_or(|vcpus| vcpus.is_partial() || vcpus.threads.is_empty());
+    let is_unchanged = done.created + done.moved + done.set == 0;
+    run.report.outcome = match (is_partial, is_unchanged) {
+        (true, _) => Outcome::Partial,
+        (false, true) => Outcome::Unchanged,
+        (false, false) => Outcome::Placed,
+    };
+    match change.store {
+        Some(store) if change.record != *change.known || !is_unchanged => store.save(&change.record),
+        _ => Ok(()),
+    }
+}
+
+/// Takes back what was done, because of `cause` or because the VM is gone.
+fn undo(run: &mut Run, change: &Change, done: &mut Done, cause: Option<Error>) -> Result<(), Error> {
+    let (deadline, known) = (Deadline::for_undo(), change.known);
+    let apply = Apply { proc: &run.host.proc, deadline: &deadline, sandbox: &known.sandbox };
+    let mut errors = apply.undo(done);
+    // The record that was there before is right again; of a new one nothing is left, unless undoing failed.
+    let result = match change.store {
+        Some(store) if !known.path.is_empty() => store.save(known),
+        Some(store) if errors.is_empty() => store.forget(&known.sandbox),
+        _ => Ok(()),
+    };
+    errors.extend(result.err());
+    run.report.created = 0;
+    run.report.moved = 0;
+    match cause {
+        Some(cause) if errors.is_empty() => Err(cause),
+        Some(cause) => Err(Error::Undo { cause: Box::new(cause), undo: errors }),
+        None => Error::all(errors),
+    }
+}
+
+/// No group that is marked for another sandbox, if that has a record or anything in the group.
+fn refuse_taken(sites: &[Site], record: &Record, store: Option<&Store>) -> Result<(), Error> {
+    for site in sites {
+        let mark = site.own().and_then(|own| own.mark.clone()).filter(|mark| *mark != record.sandbox);
+        let (Some(owner), Some(group)) = (mark, site.group.open()?) else { continue };
+        let is_recorded = store.map_or(Ok(None), |store| store.load(&owner))?.is_some();
+        if is_recorded || !group.members(site.group.threads_file())?.is_empty() {
+            return Err(Error::Taken { path: site.group.absolute(), owner });
+        }
+    }
+    Ok(())
+}
+
+fn report(run: &mut Run, vm: &Vm, plan: &Plan) {
+    run.report.vmm = vm.vmm().map(|vmm| (vm.kind.clone(), vmm.process.pid));
+    run.report.limit = plan.limit;
+    run.report.cpus.clone_from(&plan.cpus);
+    plan.notes.iter().for_each(|note| run.report.note(note));
+    if vm.vcpus.threads.is_empty() {
+        run.report.note("no thread of the VMM could be told to be a vCPU");
+    } else if vm.vcpus.is_partial() {
+        let proof = vm.vcpus.proof().map_or(String::new(), |proof| proof.to_string());
+        run.report.note(format!("some vCPU threads could not be told (best proof to be had: {proof})"));
+    }
+    run.report.vcpus = Some(vm.vcpus.clone());
+}
