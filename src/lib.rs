@@ -40,4 +40,6 @@ pub mod plan;
 pub mod proc;
 pub mod record;
 pub mod sys;
+#[cfg(test)]
+mod testing;
 pub mod vmm;

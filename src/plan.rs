@@ -181,3 +181,158 @@ fn escape(field: &Path) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Controller;
+    use crate::cgroup::leftover::Occupied;
+    use crate::cgroup::v1::{Level, Standing};
+    use crate::proc::Process;
+    use crate::testing;
+    use crate::vmm::kinds::Role;
+    use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
+
+    /// A site at `rel` of which the first `standing` levels stand, the last `ours` of all being ours.
+    fn site(controllers: &[Controller], part: Part, rel: &str, standing: usize, ours: usize) -> Site {
+        let group = GroupPath::new(&testing::hierarchy(controllers), rel);
+        let paths: Vec<GroupPath> = std::iter::once(GroupPath::new(&group.hierarchy, "")).chain(group.chain()).collect();
+        let count = paths.len();
+        let level = |(index, path): (usize, GroupPath)| {
+            let is_ours = index + ours >= count;
+            Level { path, standing: (index < standing).then(|| Standing { is_ours, ..Standing::default() }) }
+        };
+        let levels = paths.into_iter().enumerate().map(level).collect();
+        Site { part, group, levels, is_adopted: false }
+    }
+
+    /// A VMM of a first thread and a vCPU, each in the groups that are given, and a helper in those of the first.
+    fn vm(first: &str, vcpu: &str) -> Vm {
+        let member = |pid, role, threads| Member { process: Process::nobody(pid), start: 400, role, threads };
+        let threads = vec![testing::thread(100, first), testing::thread(101, vcpu)];
+        let helper = member(200, Role::Helper, vec![testing::thread(200, first)]);
+        Vm {
+            kind: "qemu".into(),
+            processes: vec![member(100, Role::Vmm, threads), helper],
+            vcpus: Vcpus {
+                threads: vec![Vcpu { tid: 101, start: 500, index: Some(0), proof: Proof::Name }],
+                expected: Some(1),
+                parked: 0,
+            },
+            is_shim: false,
+        }
+    }
+
+    fn lines(plan: &Plan) -> Vec<String> {
+        plan.steps.iter().map(ToString::to_string).collect()
+    }
+
+    fn demand() -> Demand {
+        Demand::of([]).unwrap()
+    }
+
+    const MEMORY: &[Controller] = &[Controller::Memory];
+    const CPUACCT: &[Controller] = &[Controller::Cpuacct];
+
+    fn sites(standing: usize, ours: usize) -> Vec<Site> {
+        vec![
+            site(MEMORY, Part::Unconstrained, "kata/kata_x", standing, ours),
+            site(CPUACCT, Part::Constrained, "pod/kata_x", standing, ours),
+        ]
+    }
+
+    #[test]
+    fn groups_come_first_then_processes_then_threads() {
+        let plan = place(&vm("1:memory:/;2:cpuacct:/", "1:memory:/;2:cpuacct:/"), &sites(1, 0), &demand()).unwrap();
+        let expected = [
+            "create /c/memory/kata",
+            "create /c/memory/kata/kata_x",
+            "create /c/cpuacct/pod",
+            "create /c/cpuacct/pod/kata_x",
+            "move-process 100 400 /c/memory/kata/kata_x",
+            "move-process 200 400 /c/memory/kata/kata_x",
+            "move-thread 100/101 400 /c/cpuacct/pod/kata_x",
+        ];
+        assert_eq!(lines(&plan), expected);
+    }
+
+    #[test]
+    fn what_is_in_its_place_is_not_moved() {
+        let vm = vm("1:memory:/kata/kata_x;2:cpuacct:/", "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
+        assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_process_with_one_thread_elsewhere_is_moved_whole() {
+        let vm = vm("1:memory:/kata/kata_x;2:cpuacct:/", "1:memory:/;2:cpuacct:/pod/kata_x");
+        let plan = place(&vm, &sites(3, 1), &demand()).unwrap();
+        assert_eq!(lines(&plan), ["move-process 100 400 /c/memory/kata/kata_x"]);
+    }
+
+    #[test]
+    fn a_process_that_is_the_shim_itself_is_never_moved_but_its_vcpus_are() {
+        let mut vm = vm("1:memory:/;2:cpuacct:/", "1:memory:/;2:cpuacct:/");
+        vm.is_shim = true;
+        vm.processes.truncate(1);
+        assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), ["move-thread 100/101 400 /c/cpuacct/pod/kata_x"]);
+    }
+
+    #[test]
+    fn a_thread_that_is_no_vcpu_leaves_the_constrained_group_for_its_leaders() {
+        let mut vm = vm("1:memory:/kata/kata_x;2:cpuacct:/pod", "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
+        let stray = testing::thread(102, "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
+        vm.processes[0].threads.push(stray);
+        let plan = place(&vm, &sites(3, 1), &demand()).unwrap();
+        assert_eq!(lines(&plan), ["move-thread 100/102 400 /c/cpuacct/pod"]);
+        // Undone, it does not come back.
+        let Step::MoveThread { to, from, .. } = &plan.steps[0] else { panic!("{plan:?}") };
+        assert_eq!(from.as_ref(), Some(to));
+    }
+
+    #[test]
+    fn where_the_leader_is_in_there_too_they_leave_for_the_nearest_group_that_is_not_ours() {
+        let everything = "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x";
+        let vm = vm(everything, everything);
+        let plan = place(&vm, &sites(3, 2), &demand()).unwrap();
+        assert_eq!(lines(&plan), ["move-thread 100/100 400 /c/cpuacct", "move-thread 200/200 400 /c/cpuacct"]);
+        let plan = place(&vm, &sites(3, 1), &demand()).unwrap();
+        assert_eq!(lines(&plan), ["move-thread 100/100 400 /c/cpuacct/pod", "move-thread 200/200 400 /c/cpuacct/pod"]);
+    }
+
+    #[test]
+    fn where_both_parts_share_a_hierarchy_a_vcpu_is_right_in_the_constrained_one() {
+        let both = &[Controller::Cpuacct, Controller::Memory];
+        let sites = [site(both, Part::Unconstrained, "kata/kata_x", 3, 1), site(both, Part::Constrained, "pod/kata_x", 3, 1)];
+        let placed = vm("1:cpuacct,memory:/kata/kata_x", "1:cpuacct,memory:/pod/kata_x");
+        assert_eq!(lines(&place(&placed, &sites, &demand()).unwrap()), Vec::<String>::new());
+        let fresh = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/");
+        let moves = lines(&place(&fresh, &sites, &demand()).unwrap());
+        assert!(moves[0].starts_with("move-process 100") && moves[2].starts_with("move-thread 100/101"), "{moves:?}");
+    }
+
+    #[test]
+    fn a_release_restores_then_drains_then_removes_bottom_up_each_once() {
+        let group = |rel: &str| GroupPath::new(&testing::hierarchy(CPUACCT), rel);
+        let left = |rel: &str, is_occupied| Leftover {
+            group: Some(Occupied { path: group(rel), is_occupied, target: group(""), whole: false }),
+            prune: vec![group("pod")],
+        };
+        let leftovers = [left("pod/a", true), left("pod/b", false), Leftover { group: None, prune: vec![group("other")] }];
+        let plan = release(&leftovers, vec![(group("adopted"), "cpu.shares", "5".into())]);
+        let expected = [
+            "set /c/cpuacct/adopted/cpu.shares 5",
+            "drain /c/cpuacct/pod/a /c/cpuacct",
+            "remove /c/cpuacct/pod/a",
+            "remove /c/cpuacct/pod",
+            "remove /c/cpuacct/pod/b",
+            "remove /c/cpuacct/other",
+        ];
+        assert_eq!(lines(&plan), expected);
+    }
+
+    #[test]
+    fn fields_have_no_blanks_and_can_be_told_apart() {
+        let group = GroupPath::new(&testing::hierarchy(CPUACCT), "a b\nc\\d\u{e4}~!");
+        assert_eq!(Step::Create(group).to_string(), r"create /c/cpuacct/a\x20b\nc\x5cd\xc3\xa4~!");
+    }
+}

@@ -105,6 +105,13 @@ pub struct Process {
 }
 
 impl Process {
+    /// A process of which only the number is ever asked.
+    #[cfg(test)]
+    pub(crate) fn nobody(pid: i32) -> Self {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Self { pid, dir: openat(AT_FDCWD, "/", flags, Mode::empty()).unwrap() }
+    }
+
     fn read(&self, name: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
         foreign::read(&self.dir, name.as_ref(), LIMIT).map(|(bytes, _)| bytes)
     }

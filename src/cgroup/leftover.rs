@@ -37,7 +37,7 @@ pub struct Occupied {
 
 /// Everything of a sandbox that stands: at its place, and wherever its record says.
 pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Result<Vec<Leftover>, Error> {
-    let mut candidates = path.map_or(Vec::new(), |path| at_place(path, mounts));
+    let mut candidates = path.map_or(Ok(Vec::new()), |path| at_place(path, mounts))?;
     for group in &record.groups {
         let Some(path) = locate(&mounts.hierarchies, &group.path) else { continue };
         let is_memory = group.controllers.iter().any(|one| one == Controller::Memory.name());
@@ -54,16 +54,17 @@ pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Resul
 }
 
 /// The groups that a sandbox may have at its place, deepest first.
-fn at_place(path: &SandboxPath, mounts: &Mounts) -> Vec<(GroupPath, Part)> {
+fn at_place(path: &SandboxPath, mounts: &Mounts) -> Result<Vec<(GroupPath, Part)>, Error> {
     let mut groups = Vec::new();
     for (hierarchy, part) in v1::parts(mounts) {
         let group = GroupPath::new(hierarchy, path.v1(part));
-        if part == Part::Constrained {
-            groups.push((group.child("vcpu"), part));
+        let child = group.child("vcpu");
+        if part == Part::Constrained && child.open()?.is_some() {
+            groups.push((child, part));
         }
         groups.push((group, part));
     }
-    groups
+    Ok(groups)
 }
 
 /// What is left of the sandbox at `path` and above; nothing where a group stands that is not its own.
@@ -187,4 +188,165 @@ pub fn restorations(record: &Record, mounts: &Mounts) -> Result<Vec<Assignment>,
         }
     }
     Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::record::{Adopted, RecordedGroup, RecordedProcess};
+    use crate::testing;
+
+    /// Hierarchies in a temporary directory and a record that knows some of their groups.
+    struct Host {
+        dir: tempfile::TempDir,
+        mounts: Mounts,
+        record: Record,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mounts = testing::mounts(dir.path());
+            let host = Self { dir, mounts, record: Record::new("sb") };
+            for one in Controller::ALL {
+                host.fill(one.name(), "");
+            }
+            host
+        }
+
+        fn fill(&self, group: &str, members: &str) {
+            for file in ["tasks", "cgroup.procs"] {
+                std::fs::write(self.dir.path().join(group).join(file), members).unwrap();
+            }
+        }
+
+        /// A group with `members`; ours ones are in the record.
+        fn make(&mut self, group: &str, members: &str, is_ours: bool) {
+            let path = self.dir.path().join(group);
+            std::fs::create_dir(&path).unwrap();
+            self.fill(group, members);
+            if is_ours {
+                let (controller, _) = group.split_once('/').unwrap();
+                let inode = std::fs::metadata(&path).unwrap().ino();
+                let is_own = group.ends_with("kata_x") || group.ends_with("vcpu");
+                let list = if is_own { &mut self.record.groups } else { &mut self.record.parents };
+                list.push(RecordedGroup { path, controllers: vec![controller.into()], inode });
+            }
+        }
+
+        /// Each leftover as "group(+ if occupied) > target - pruned".
+        fn left(&self) -> Vec<String> {
+            let name = |group: &GroupPath| group.absolute().strip_prefix(self.dir.path()).unwrap().display().to_string();
+            let line = |left: &Leftover| {
+                let own = left.group.as_ref().map_or("none".to_owned(), |own| {
+                    format!("{}{} > {}", name(&own.path), if own.is_occupied { "+" } else { "" }, name(&own.target))
+                });
+                format!("{own} - {}", left.prune.iter().map(name).collect::<Vec<_>>().join(" "))
+            };
+            let path = SandboxPath::recorded("pod/kata_x").unwrap();
+            let left = of(&self.record, Some(&path), &self.mounts).unwrap();
+            left.iter().filter(|left| left.group.is_some() || !left.prune.is_empty()).map(line).collect()
+        }
+    }
+
+    #[test]
+    fn a_group_below_a_foreign_one_drains_to_it() {
+        let mut host = Host::new();
+        host.make("cpu/pod", "", false);
+        host.make("cpu/pod/kata_x", "7\n", true);
+        assert_eq!(host.left(), ["cpu/pod/kata_x+ > cpu/pod - "]);
+    }
+
+    #[test]
+    fn where_the_group_above_is_ours_too_it_drains_to_where_the_vm_came_from() {
+        let mut host = Host::new();
+        host.make("cpu/engine", "", false);
+        host.make("cpu/pod", "", true);
+        host.make("cpu/pod/kata_x", "", true);
+        assert_eq!(host.left(), ["cpu/pod/kata_x > cpu - cpu/pod"]);
+        let from = BTreeMap::from([("cpu".to_owned(), "/engine".into())]);
+        host.record.processes.push(RecordedProcess { pid: 1, start: 1, role: "vmm".into(), from });
+        assert_eq!(host.left(), ["cpu/pod/kata_x > cpu/engine - cpu/pod"]);
+        std::fs::remove_dir_all(host.dir.path().join("cpu/engine")).unwrap();
+        assert_eq!(host.left(), ["cpu/pod/kata_x > cpu - cpu/pod"]);
+    }
+
+    #[test]
+    fn a_cpuset_that_is_empty_takes_nobody() {
+        let mut host = Host::new();
+        std::fs::write(host.dir.path().join("cpuset/cpuset.cpus"), "0-1\n").unwrap();
+        std::fs::write(host.dir.path().join("cpuset/cpuset.mems"), "0\n").unwrap();
+        host.make("cpuset/pod", "", false);
+        std::fs::write(host.dir.path().join("cpuset/pod/cpuset.cpus"), "\n").unwrap();
+        host.make("cpuset/pod/kata_x", "7\n", true);
+        assert_eq!(host.left(), ["cpuset/pod/kata_x+ > cpuset - "]);
+    }
+
+    #[test]
+    fn whole_processes_leave_the_memory_group_and_only_what_empties_is_pruned() {
+        let mut host = Host::new();
+        host.make("memory/kata", "", true);
+        host.make("memory/kata/other", "", false);
+        host.make("memory/kata/pod", "", true);
+        host.make("memory/kata/pod/kata_x", "9\n", true);
+        assert_eq!(host.left(), ["memory/kata/pod/kata_x+ > memory - memory/kata/pod"]);
+        host.fill("memory/kata/pod", "9\n");
+        assert_eq!(host.left(), ["memory/kata/pod/kata_x+ > memory - "]);
+    }
+
+    #[test]
+    fn a_group_that_is_not_ours_is_left_alone_whatever_its_name() {
+        let mut host = Host::new();
+        host.make("cpu/pod", "", true);
+        host.make("cpu/pod/kata_x", "", false);
+        assert_eq!(host.left(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn our_child_of_katas_group_goes_and_katas_stays() {
+        let mut host = Host::new();
+        host.make("cpu/pod", "", false);
+        host.make("cpu/pod/kata_x", "", false);
+        host.make("cpu/pod/kata_x/vcpu", "7\n", true);
+        assert_eq!(host.left(), ["cpu/pod/kata_x/vcpu+ > cpu/pod/kata_x - "]);
+    }
+
+    #[test]
+    fn what_a_killed_run_intended_is_ours_if_it_is_empty() {
+        let mut host = Host::new();
+        host.make("cpu/pod", "", false);
+        host.make("cpu/pod/kata_x", "", false);
+        let path = host.dir.path().join("cpu/pod/kata_x");
+        host.record.groups.push(RecordedGroup { path, controllers: vec!["cpu".into()], inode: 0 });
+        assert_eq!(host.left(), ["cpu/pod/kata_x > cpu/pod - "]);
+        host.fill("cpu/pod/kata_x", "7\n");
+        assert_eq!(host.left(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn parents_that_a_killed_run_made_go_though_the_group_never_stood() {
+        let mut host = Host::new();
+        host.make("cpu/pod", "", true);
+        assert_eq!(host.left(), ["none - cpu/pod"]);
+    }
+
+    #[test]
+    fn adopted_groups_get_back_what_differs_the_quota_out_of_the_periods_way_first() {
+        let mut host = Host::new();
+        host.make("cpu/kata_x", "", false);
+        let write = |file: &str, value: &str| std::fs::write(host.dir.path().join("cpu/kata_x").join(file), value).unwrap();
+        write("cpu.shares", "512\n");
+        write("cpu.cfs_period_us", "50000\n");
+        write("cpu.cfs_quota_us", "50000\n");
+        let values = [("cpu.shares", "512"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "70000")];
+        let values = values.iter().map(|(file, value)| ((*file).to_owned(), (*value).to_owned())).collect();
+        host.record.adopted.push(Adopted { path: host.dir.path().join("cpu/kata_x"), values });
+        let steps: Vec<_> =
+            restorations(&host.record, &host.mounts).unwrap().into_iter().map(|(_, file, value)| (file, value)).collect();
+        let expected = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "70000")];
+        assert_eq!(steps, expected.map(|(file, value)| (file, value.to_owned())));
+    }
 }

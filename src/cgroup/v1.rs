@@ -333,3 +333,262 @@ fn is_same(present: &str, wanted: &str) -> bool {
     let list = |text: &str| text.parse::<CpuList>();
     present == wanted || matches!((list(present), list(wanted)), (Ok(a), Ok(b)) if a == b && !a.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::LinuxCpu;
+
+    use super::*;
+    use crate::testing;
+
+    /// A site at `rel` whose levels have these values, `None` for one that is to be made, top first; `ours` from that level on.
+    fn site(controller: Controller, rel: &str, values: &[Option<&[(&'static str, &str)]>], ours: usize) -> Site {
+        let hierarchy = testing::hierarchy(&[controller]);
+        let group = GroupPath::new(&hierarchy, rel);
+        let paths: Vec<GroupPath> = std::iter::once(GroupPath::new(&hierarchy, "")).chain(group.chain()).collect();
+        assert_eq!(paths.len(), values.len());
+        let level = |(index, (path, values)): (usize, (&GroupPath, &Option<&[(&'static str, &str)]>))| Level {
+            path: path.clone(),
+            standing: values.map(|values| Standing {
+                is_ours: index >= ours,
+                values: values.iter().map(|(file, value)| (*file, (*value).to_owned())).collect(),
+                ..Standing::default()
+            }),
+        };
+        let levels = paths.iter().zip(values).enumerate().map(level).collect();
+        Site { part: controller.part(), group, levels, is_adopted: false }
+    }
+
+    fn demand(json: &str) -> Demand {
+        Demand::of(&[serde_json::from_str::<LinuxCpu>(json).unwrap()]).unwrap()
+    }
+
+    /// What is written, as "path/file value".
+    fn written(settings: &Settings) -> Vec<String> {
+        let line = |(group, file, value): &Assignment| format!("{} {value}", group.rel.join(file).display());
+        settings.assignments.iter().map(line).collect()
+    }
+
+    fn cpu(values: &[Option<&[(&'static str, &str)]>], json: &str) -> Settings {
+        settings(&[site(Controller::Cpu, "pod/kata_x", values, 2)], &demand(json)).unwrap()
+    }
+
+    const LIMITED: &[(&str, &str)] = &[(QUOTA, "100000"), (PERIOD, "100000")];
+    const UNLIMITED: &[(&str, &str)] = &[(QUOTA, "-1"), (PERIOD, "100000")];
+
+    #[test]
+    fn a_new_group_gets_shares_period_and_quota_in_this_order() {
+        let settings = cpu(&[Some(&[]), None, None], r#"{"shares":512,"quota":50000,"period":100000}"#);
+        let expected =
+            ["pod/kata_x/cpu.shares 512", "pod/kata_x/cpu.cfs_period_us 100000", "pod/kata_x/cpu.cfs_quota_us 50000"];
+        assert_eq!(written(&settings), expected);
+        assert_eq!((settings.limit, settings.shares), (Some((50_000, 100_000)), Some(512)));
+    }
+
+    #[test]
+    fn what_stands_as_it_should_is_not_written_again() {
+        let own: &[_] = &[(SHARES, "512"), (PERIOD, "100000"), (QUOTA, "50000")];
+        let asked = r#"{"shares":512,"quota":50000,"period":100000}"#;
+        assert_eq!(written(&cpu(&[Some(&[]), Some(UNLIMITED), Some(own)], asked)), Vec::<String>::new());
+        let less = r#"{"shares":512,"quota":40000,"period":100000}"#;
+        assert_eq!(written(&cpu(&[Some(&[]), Some(UNLIMITED), Some(own)], less)), ["pod/kata_x/cpu.cfs_quota_us 40000"]);
+    }
+
+    #[test]
+    fn a_limit_that_is_no_more_is_reset() {
+        let own: &[_] = &[(SHARES, "512"), (PERIOD, "100000"), (QUOTA, "50000")];
+        let settings = cpu(&[Some(&[]), Some(UNLIMITED), Some(own)], "{}");
+        assert_eq!(written(&settings), ["pod/kata_x/cpu.shares 1024", "pod/kata_x/cpu.cfs_quota_us -1"]);
+        assert_eq!(settings.limit, None);
+    }
+
+    #[test]
+    fn between_two_writes_the_limit_is_never_looser_than_before_or_after() {
+        let own: &[_] = &[(SHARES, "1024"), (PERIOD, "100000"), (QUOTA, "100000")];
+        let shorter = written(&cpu(&[Some(&[]), Some(UNLIMITED), Some(own)], r#"{"quota":50000,"period":50000}"#));
+        assert_eq!(shorter, ["pod/kata_x/cpu.cfs_quota_us 50000", "pod/kata_x/cpu.cfs_period_us 50000"]);
+        let longer = written(&cpu(&[Some(&[]), Some(UNLIMITED), Some(own)], r#"{"quota":200000,"period":200000}"#));
+        assert_eq!(longer, ["pod/kata_x/cpu.cfs_period_us 200000", "pod/kata_x/cpu.cfs_quota_us 200000"]);
+    }
+
+    #[test]
+    fn under_an_ancestor_that_caps_already_ours_stays_unlimited() {
+        for (quota, capped) in [(150_000, true), (100_000, true), (99_999, false)] {
+            let asked = format!(r#"{{"quota":{quota},"period":100000}}"#);
+            let settings = cpu(&[Some(&[]), Some(LIMITED), None], &asked);
+            let ours = if capped { "-1".to_owned() } else { quota.to_string() };
+            assert_eq!(written(&settings).last().unwrap(), &format!("pod/kata_x/cpu.cfs_quota_us {ours}"));
+            assert_eq!(settings.limit, Some((quota.min(100_000), 100_000)));
+            assert_eq!(settings.notes.is_empty(), quota <= 100_000, "{:?}", settings.notes);
+        }
+        let unlimited = cpu(&[Some(&[]), Some(LIMITED), None], "{}");
+        assert_eq!((unlimited.limit, unlimited.notes.len()), (Some((100_000, 100_000)), 0));
+    }
+
+    #[test]
+    fn ratios_are_compared_whatever_their_periods() {
+        let settings = cpu(&[Some(&[]), Some(LIMITED), None], r#"{"quota":50000,"period":50000}"#);
+        assert_eq!(written(&settings).last().unwrap(), "pod/kata_x/cpu.cfs_quota_us -1");
+    }
+
+    #[test]
+    fn the_nearest_ancestor_with_a_limit_counts() {
+        let values: &[Option<&[_]>] = &[Some(&[]), Some(LIMITED), Some(UNLIMITED), None];
+        let sites = [site(Controller::Cpu, "a/b/kata_x", values, 3)];
+        let settings = settings(&sites, &demand(r#"{"quota":200000,"period":100000}"#)).unwrap();
+        assert_eq!(settings.limit, Some((100_000, 100_000)));
+        assert_eq!(settings.notes, ["asked 200000/100000, capped at 100000/100000 by /c/cpu/a"]);
+    }
+
+    #[test]
+    fn realtime_is_written_where_the_kernel_has_it_and_else_said() {
+        let asked = r#"{"realtimeRuntime":10000,"realtimePeriod":1000000}"#;
+        let without = cpu(&[Some(&[]), None, None], asked);
+        assert_eq!(without.notes, ["realtime left out: this kernel has no realtime groups"]);
+        assert!(written(&without).iter().all(|line| !line.contains("rt_")));
+        let with = cpu(&[Some(&[(RT_RUNTIME, "950000")]), None, None], asked);
+        let lines = written(&with);
+        assert_eq!(lines[3..], ["pod/kata_x/cpu.rt_period_us 1000000", "pod/kata_x/cpu.rt_runtime_us 10000"]);
+    }
+
+    const ALL: &[(&str, &str)] = &[(CPUS, "0-3"), (MEMS, "0-1")];
+    const EMPTY: &[(&str, &str)] = &[(CPUS, ""), (MEMS, "")];
+
+    fn cpuset(values: &[Option<&[(&'static str, &str)]>], ours: usize, json: &str) -> Result<Settings, Error> {
+        settings(&[site(Controller::Cpuset, "pod/kata_x", values, ours)], &demand(json))
+    }
+
+    #[test]
+    fn every_level_to_be_made_is_filled_before_the_group_is() {
+        let settings = cpuset(&[Some(ALL), None, None], 1, r#"{"cpus":"1","mems":"0"}"#).unwrap();
+        let expected = ["pod/cpuset.cpus 0-3", "pod/cpuset.mems 0-1", "pod/kata_x/cpuset.cpus 1", "pod/kata_x/cpuset.mems 0"];
+        assert_eq!(written(&settings), expected);
+        assert_eq!(settings.cpus.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn a_half_made_level_of_ours_is_filled_and_an_empty_foreign_one_is_an_error() {
+        let settings = cpuset(&[Some(ALL), Some(EMPTY), None], 1, "{}").unwrap();
+        assert_eq!(written(&settings)[0], "pod/cpuset.cpus 0-3");
+        let error = cpuset(&[Some(ALL), Some(EMPTY), None], 2, "{}").unwrap_err().to_string();
+        assert_eq!(error, "cpuset.cpus \"\": empty in /c/cpuset/pod, which is not ours to fill: write a list into it");
+    }
+
+    #[test]
+    fn cpus_that_the_group_above_lacks_are_left_out_and_said() {
+        let pod: &[_] = &[(CPUS, "1-2"), (MEMS, "0")];
+        let settings = cpuset(&[Some(ALL), Some(pod), None], 2, r#"{"cpus":"2-5"}"#).unwrap();
+        assert_eq!(settings.cpus.as_deref(), Some("2"));
+        assert_eq!(settings.notes, ["cpuset.cpus 3-5 left out: not in /c/cpuset/pod"]);
+        let error = cpuset(&[Some(ALL), Some(pod), None], 2, r#"{"cpus":"5"}"#).unwrap_err().to_string();
+        assert_eq!(error, "cpuset.cpus \"5\": none of them is in /c/cpuset/pod/cpuset.cpus (1-2)");
+        let error = cpuset(&[Some(ALL), Some(pod), None], 2, r#"{"mems":"7"}"#).unwrap_err().to_string();
+        assert!(error.contains("cpuset.mems"), "{error}");
+    }
+
+    #[test]
+    fn a_list_that_is_the_same_however_it_is_written_is_not_written_again() {
+        let own: &[_] = &[(CPUS, "0,1,2,3"), (MEMS, "0-1")];
+        assert_eq!(written(&cpuset(&[Some(ALL), Some(ALL), Some(own)], 2, "{}").unwrap()), Vec::<String>::new());
+        assert!(!is_same("", "0"));
+        assert!(!is_same("100000", "50000"));
+    }
+
+    #[test]
+    fn an_unconstrained_group_that_shares_its_hierarchy_with_cpuset_is_filled_too() {
+        let mut site = site(Controller::Cpuset, "kata/kata_x", &[Some(ALL), None, None], 1);
+        site.part = Part::Unconstrained;
+        let settings = settings(&[site], &demand(r#"{"cpus":"1"}"#)).unwrap();
+        assert_eq!(written(&settings)[2], "kata/kata_x/cpuset.cpus 0-3");
+        assert_eq!(settings.cpus, None);
+    }
+
+    mod survey {
+        use super::*;
+        use crate::cgroup::path::SandboxPath;
+        use crate::proc::Process;
+        use crate::record::RecordedGroup;
+        use crate::vmm::kinds::Role;
+        use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
+        use crate::vmm::{Member, Vm};
+
+        /// A VMM whose first thread is in `first` of the cpu hierarchy and whose only vCPU in `vcpu`.
+        fn vm(first: &str, vcpu: &str) -> Vm {
+            let threads = vec![
+                testing::thread(100, &format!("1:cpu:{first}")),
+                testing::thread(101, &format!("1:cpu:{vcpu}")),
+                Thread { is_user_worker: true, ..testing::thread(102, &format!("1:cpu:{vcpu}")) },
+            ];
+            let vcpus = vec![Vcpu { tid: 101, start: 500, index: Some(0), proof: Proof::Debugfs }];
+            Vm {
+                kind: "qemu".into(),
+                processes: vec![Member { process: Process::nobody(100), start: 400, role: Role::Vmm, threads }],
+                vcpus: Vcpus { threads: vcpus, expected: Some(1), parked: 0 },
+                is_shim: false,
+            }
+        }
+
+        fn cpu_site(dir: &std::path::Path, vm: &Vm, record: &Record) -> Site {
+            let path = SandboxPath::recorded("pod/kata_x").unwrap();
+            let sites = survey(&testing::mounts(dir), &path, vm, record).unwrap();
+            assert_eq!(sites.len(), 4);
+            sites.into_iter().find(|site| site.controller() == "cpu").unwrap()
+        }
+
+        #[test]
+        fn where_nothing_stands_everything_is_to_be_made() {
+            let dir = tempfile::tempdir().unwrap();
+            let site = cpu_site(dir.path(), &vm("/", "/"), &Record::new("sb"));
+            assert!(site.own().is_none() && !site.is_adopted);
+            assert_eq!(site.levels.iter().filter(|level| level.standing.is_none()).count(), 2);
+        }
+
+        #[test]
+        fn a_group_of_katas_with_the_vmms_other_threads_in_it_gets_a_child_of_ours() {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("cpu/pod/kata_x")).unwrap();
+            let site = cpu_site(dir.path(), &vm("/pod/kata_x", "/pod/kata_x"), &Record::new("sb"));
+            assert_eq!(site.group.rel, std::path::Path::new("pod/kata_x/vcpu"));
+            assert!(!site.is_adopted && site.own().is_none());
+        }
+
+        #[test]
+        fn a_group_of_katas_with_vcpus_alone_in_it_is_adopted_kernel_workers_or_not() {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("cpu/pod/kata_x")).unwrap();
+            std::fs::write(dir.path().join("cpu/pod/kata_x/cpu.shares"), "77\n").unwrap();
+            let site = cpu_site(dir.path(), &vm("/", "/pod/kata_x"), &Record::new("sb"));
+            assert!(site.is_adopted);
+            assert_eq!(site.own().unwrap().values[SHARES], "77");
+        }
+
+        #[test]
+        fn a_child_that_is_ours_already_stays_the_place() {
+            use std::os::unix::fs::MetadataExt;
+            let dir = tempfile::tempdir().unwrap();
+            let child = dir.path().join("cpu/pod/kata_x/vcpu");
+            std::fs::create_dir_all(&child).unwrap();
+            let mut record = Record::new("sb");
+            let inode = std::fs::metadata(&child).unwrap().ino();
+            record.groups.push(RecordedGroup { path: child, controllers: vec!["cpu".into()], inode });
+            // Even when Kata has moved its other threads elsewhere meanwhile.
+            let site = cpu_site(dir.path(), &vm("/", "/pod/kata_x/vcpu"), &record);
+            assert_eq!(site.group.rel, std::path::Path::new("pod/kata_x/vcpu"));
+            assert!(site.own().unwrap().is_ours);
+        }
+
+        #[test]
+        fn a_group_that_the_record_knows_by_its_inode_is_ours_and_by_its_name_alone_is_not() {
+            use std::os::unix::fs::MetadataExt;
+            let dir = tempfile::tempdir().unwrap();
+            let group = dir.path().join("cpu/pod/kata_x");
+            std::fs::create_dir_all(&group).unwrap();
+            let inode = std::fs::metadata(&group).unwrap().ino();
+            let mut record = Record::new("sb");
+            record.groups.push(RecordedGroup { path: group, controllers: vec!["cpu".into()], inode });
+            assert!(cpu_site(dir.path(), &vm("/", "/"), &record).own().unwrap().is_ours);
+            record.groups[0].inode += 1;
+            assert!(cpu_site(dir.path(), &vm("/", "/"), &record).is_adopted);
+        }
+    }
+}

@@ -273,3 +273,232 @@ fn told(pid: i32, doubt: &Doubt, source: Source<'_>) -> Option<String> {
         (Doubt::Gone | Doubt::Stranger(_), _) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::testing::{BOOT, Fake, FakeProc};
+
+    /// A sandbox `sb` whose pid file names process 100, and everything that a search needs.
+    struct Host {
+        proc: FakeProc,
+        roots: tempfile::TempDir,
+        kinds: Kinds,
+        claims: Vec<Claim>,
+        hint: Option<i32>,
+        parent: i32,
+        recorded: Vec<(i32, u64)>,
+        us: u32,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let us = nix::unistd::getuid().as_raw();
+            let roots = tempfile::tempdir().unwrap();
+            std::fs::create_dir(roots.path().join("sb")).unwrap();
+            std::fs::set_permissions(roots.path().join("sb"), std::fs::Permissions::from_mode(0o700)).unwrap();
+            let kinds = Kinds::default();
+            Self { proc: FakeProc::new(), roots, kinds, claims: vec![], hint: None, parent: 1, recorded: vec![], us }
+        }
+
+        fn vmm(&self) -> Fake {
+            Fake {
+                pid: 100,
+                parent: 1,
+                state: 'S',
+                start: 6000,
+                executable: self.proc.executable("qemu-system-x86_64"),
+                arguments: "qemu -name sandbox-sb -m 1".into(),
+                uids: [self.us; 4],
+                numbers: "100".into(),
+                threads: vec![101, 102],
+                children: vec![],
+            }
+        }
+
+        fn claim(&mut self, pid: i32, role: Role) {
+            self.claims.push(Claim { pid, role, file: "/run/vc/vm/sb/pid".into(), written: BOOT + 61 });
+        }
+
+        /// The pids of the VMM and its helpers, and what was refused.
+        fn find(&self) -> (Option<i32>, Vec<i32>, Vec<String>) {
+            let (proc, dirs) = (self.proc.proc(), RuntimeDirs::of("sb", &[self.roots.path().into()], self.us));
+            let search = Search {
+                proc: &proc,
+                kinds: &self.kinds,
+                dirs: &dirs,
+                claims: &self.claims,
+                hint: self.hint,
+                parent: self.parent,
+                recorded: &self.recorded,
+                owner: self.us,
+            };
+            let found = search.find();
+            let helpers = found.helpers.iter().map(|helper| helper.process.pid).collect();
+            (found.vmm.map(|vmm| vmm.process.pid), helpers, found.refused)
+        }
+    }
+
+    /// The VMM, changed in one fact, is refused for `why`; unchanged it is accepted.
+    fn refused(change: impl Fn(&Host, &mut Fake), why: &str) {
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        let mut fake = host.vmm();
+        host.proc.add(&fake);
+        assert_eq!(host.find(), (Some(100), vec![], vec![]), "the twin of: {why}");
+        change(&host, &mut fake);
+        host.proc.add(&fake);
+        let (vmm, _, refused) = host.find();
+        assert_eq!(vmm, None, "{why}");
+        assert!(refused.len() == 1 && refused[0].contains(why), "{why}: {refused:?}");
+        assert!(refused[0].contains("process 100 named by /run/vc/vm/sb/pid"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_forged_fact_is_refused_and_its_twin_accepted() {
+        refused(|_, fake| fake.uids[3] += 1, "does not run as the owner");
+        refused(|_, fake| fake.uids[0] += 1, "does not run as the owner");
+        refused(|_, fake| fake.numbers = "100\t1".into(), "not in the host's pid namespace");
+        refused(|_, fake| fake.start = 6300, "started after that was written");
+        refused(|_, fake| fake.arguments = "qemu -name sandbox-other".into(), "no argument that names this sandbox");
+        refused(|host, fake| fake.executable = host.proc.executable("sh"), "in no row of the table");
+    }
+
+    #[test]
+    fn an_executable_that_others_can_write_is_refused() {
+        refused(
+            |_, fake| std::fs::set_permissions(&fake.executable, std::fs::Permissions::from_mode(0o777)).unwrap(),
+            "not the host's own file",
+        );
+    }
+
+    #[test]
+    fn a_second_of_grace_covers_the_clocks_whole_seconds() {
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        host.proc.add(&Fake { start: 6299, ..host.vmm() });
+        assert_eq!(host.find().0, Some(100));
+    }
+
+    #[test]
+    fn nobody_there_is_nobody_refused() {
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        host.hint = Some(55);
+        assert_eq!(host.find(), (None, vec![], vec![]));
+        host.proc.add(&Fake { state: 'Z', ..host.vmm() });
+        assert_eq!(host.find(), (None, vec![], vec![]));
+    }
+
+    #[test]
+    fn the_states_pid_is_a_hint_that_may_be_the_vmm_a_thread_of_it_or_nonsense() {
+        let mut host = Host::new();
+        host.proc.add(&host.vmm());
+        for (hint, found) in [(100, Some(100)), (102, Some(100)), (7, None)] {
+            host.hint = Some(hint);
+            assert_eq!(host.find(), (found, vec![], vec![]), "{hint}");
+        }
+        // A tenant's own process is no VMM and no news.
+        host.proc.add(&Fake { pid: 7, executable: host.proc.executable("sh"), threads: vec![], ..host.vmm() });
+        host.hint = Some(7);
+        assert_eq!(host.find(), (None, vec![], vec![]));
+    }
+
+    #[test]
+    fn a_shims_child_is_found_if_the_shim_is_this_sandboxs() {
+        let mut host = Host::new();
+        host.proc.add(&Fake { parent: 50, ..host.vmm() });
+        let shim = |arguments: &str| Fake {
+            pid: 50,
+            executable: host.proc.executable("containerd-shim-kata-v2"),
+            arguments: arguments.into(),
+            numbers: "50".into(),
+            threads: vec![51],
+            children: vec![100],
+            ..host.vmm()
+        };
+        let (ours, other) = (shim("shim -namespace k8s.io -id sb"), shim("shim -namespace k8s.io -id other"));
+        host.proc.add(&ours);
+        host.hint = Some(51);
+        assert_eq!(host.find().0, Some(100), "by a thread of the shim");
+        host.hint = None;
+        host.parent = 50;
+        assert_eq!(host.find().0, Some(100), "by our parent");
+        host.proc.dir.path().join("51").metadata().unwrap();
+        std::fs::write(host.proc.dir.path().join("50/cmdline"), other.arguments.replace(' ', "\0")).unwrap();
+        let (vmm, _, refused) = host.find();
+        assert_eq!(vmm, None, "another sandbox's shim");
+        assert!(refused[0].contains("no argument that names this sandbox"), "{refused:?}");
+    }
+
+    #[test]
+    fn helpers_are_those_that_files_name_and_the_children_of_the_proven() {
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        host.claim(200, Role::Helper);
+        host.proc.add(&Fake { children: vec![300, 400], ..host.vmm() });
+        let helper = |pid: i32, name: &str, children: Vec<i32>| Fake {
+            pid,
+            executable: host.proc.executable(name),
+            arguments: name.into(),
+            numbers: format!("{pid}\t1"),
+            threads: vec![],
+            children,
+            ..host.vmm()
+        };
+        let fakes = [
+            helper(200, "virtiofsd", vec![201]),
+            helper(201, "virtiofsd", vec![]),
+            helper(300, "nydusd", vec![]),
+            helper(400, "sh", vec![401]),
+            helper(401, "virtiofsd", vec![]),
+        ];
+        fakes.iter().for_each(|fake| host.proc.add(fake));
+        assert_eq!(host.find(), (Some(100), vec![200, 300, 201], vec![]));
+    }
+
+    #[test]
+    fn a_shim_is_a_vmm_only_if_it_holds_a_virtual_machine() {
+        let mut host = Host::new();
+        host.claim(51, Role::Vmm);
+        let shim = Fake {
+            pid: 50,
+            executable: host.proc.executable("containerd-shim-kata-v2"),
+            arguments: "shim -id sb".into(),
+            numbers: "50".into(),
+            threads: vec![51],
+            ..host.vmm()
+        };
+        host.proc.add(&shim);
+        assert_eq!(host.find().0, None);
+        std::os::unix::fs::symlink("anon_inode:kvm-vm", host.proc.dir.path().join("50/fd/9")).unwrap();
+        assert_eq!(host.find().0, Some(50), "Dragonball, named by a thread of it");
+    }
+
+    #[test]
+    fn a_record_knows_a_process_by_its_start_time() {
+        let mut host = Host::new();
+        host.proc.add(&host.vmm());
+        host.recorded = vec![(100, 5999)];
+        assert_eq!(host.find(), (None, vec![], vec![]));
+        host.recorded = vec![(100, 6000)];
+        assert_eq!(host.find().0, Some(100));
+    }
+
+    #[test]
+    fn an_executable_that_an_upgrade_deleted_needs_a_file_or_a_record_that_knows_the_process() {
+        let mut host = Host::new();
+        let deleted = host.proc.executable("qemu-system-x86_64 (deleted)");
+        host.proc.add(&Fake { executable: deleted, ..host.vmm() });
+        host.hint = Some(100);
+        let (vmm, _, refused) = host.find();
+        assert!(vmm.is_none() && refused[0].contains("not the host's own file"), "{refused:?}");
+        host.recorded = vec![(100, 6000)];
+        assert_eq!(host.find().0, Some(100));
+        host.recorded.clear();
+        host.claim(100, Role::Vmm);
+        assert_eq!(host.find().0, Some(100));
+    }
+}

@@ -1,0 +1,118 @@
+//! Made-up hosts for the unit tests: a /proc and cgroup hierarchies in temporary directories, for any user.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::cgroup::Controller;
+use crate::cgroup::mounts::{Hierarchy, Mounts, Version};
+use crate::proc::{Membership, Proc};
+use crate::vmm::Thread;
+
+/// When the made-up host booted, in seconds since the epoch.
+pub(crate) const BOOT: u64 = 1_000_000;
+
+/// A /proc in a temporary directory.
+#[derive(Debug)]
+pub(crate) struct FakeProc {
+    pub(crate) dir: tempfile::TempDir,
+}
+
+/// A process to be put there; the defaults are those of a VMM that is what it says.
+#[derive(Debug, Clone)]
+pub(crate) struct Fake {
+    pub(crate) pid: i32,
+    pub(crate) parent: i32,
+    pub(crate) state: char,
+    /// In clock ticks since boot.
+    pub(crate) start: u64,
+    pub(crate) executable: PathBuf,
+    pub(crate) arguments: String,
+    pub(crate) uids: [u32; 4],
+    /// Its numbers in the pid namespaces that it is in.
+    pub(crate) numbers: String,
+    pub(crate) threads: Vec<i32>,
+    pub(crate) children: Vec<i32>,
+}
+
+impl FakeProc {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("stat"), format!("cpu 1 2 3\nbtime {BOOT}\nprocesses 9\n")).unwrap();
+        Self { dir }
+    }
+
+    pub(crate) fn proc(&self) -> Proc {
+        Proc::new(self.dir.path())
+    }
+
+    /// A file that an executable can be.
+    pub(crate) fn executable(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join("bin").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "#!").unwrap();
+        path
+    }
+
+    pub(crate) fn add(&self, fake: &Fake) {
+        let dir = self.dir.path().join(fake.pid.to_string());
+        for thread in [fake.pid].iter().chain(&fake.threads) {
+            let task = dir.join("task").join(thread.to_string());
+            std::fs::create_dir_all(&task).unwrap();
+            self.write_common(fake, *thread, &task);
+            if *thread != fake.pid {
+                // A fake that is put there once more keeps its threads.
+                let _ = symlink(&task, self.dir.path().join(thread.to_string()));
+            }
+        }
+        std::fs::create_dir_all(dir.join("fd")).unwrap();
+        self.write_common(fake, fake.pid, &dir);
+        std::fs::write(dir.join("cmdline"), fake.arguments.replace(' ', "\0") + "\0").unwrap();
+        let _ = std::fs::remove_file(dir.join("exe"));
+        symlink(&fake.executable, dir.join("exe")).unwrap();
+        let children: Vec<String> = fake.children.iter().map(|child| format!("{child} ")).collect();
+        std::fs::write(dir.join(format!("task/{}/children", fake.pid)), children.concat()).unwrap();
+    }
+
+    fn write_common(&self, fake: &Fake, thread: i32, dir: &Path) {
+        let zeros = "0 ".repeat(23);
+        let Fake { parent, state, start, .. } = fake;
+        let stat = format!("{thread} (any) {state} {parent} 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0 {start} 1 1 {zeros}0 0\n");
+        std::fs::write(dir.join("stat"), stat).unwrap();
+        let [real, effective, saved, fs] = fake.uids;
+        let status = format!("Tgid:\t{}\nUid:\t{real}\t{effective}\t{saved}\t{fs}\nNSpid:\t{}\n", fake.pid, fake.numbers);
+        std::fs::write(dir.join("status"), status).unwrap();
+        std::fs::write(dir.join("cgroup"), "1:cpu:/\n").unwrap();
+    }
+}
+
+/// A v1 hierarchy of its own for each controller, mounted at `/c/<controller>`; nothing of it stands.
+pub(crate) fn hierarchy(controllers: &[Controller]) -> Rc<Hierarchy> {
+    mounted_at(Path::new("/c"), controllers)
+}
+
+/// A v1 hierarchy below `root`, whose directory is made if `root` is a real one.
+pub(crate) fn mounted_at(root: &Path, controllers: &[Controller]) -> Rc<Hierarchy> {
+    let names: Vec<&str> = controllers.iter().map(|one| one.name()).collect();
+    let mount = root.join(names.join(","));
+    let _ = std::fs::create_dir_all(&mount);
+    Rc::new(Hierarchy { version: Version::V1, controllers: controllers.to_vec(), mount, root: "/".into() })
+}
+
+/// Cgroup hierarchies in a temporary directory, each controller by itself.
+pub(crate) fn mounts(dir: &Path) -> Mounts {
+    let hierarchies = Controller::ALL.iter().map(|one| mounted_at(dir, &[*one])).collect();
+    Mounts { hierarchies, debugfs: None }
+}
+
+/// A thread that is in the groups of `cgroup`, written as in /proc/PID/cgroup with `;` for line ends.
+pub(crate) fn thread(tid: i32, cgroup: &str) -> Thread {
+    Thread {
+        tid,
+        start: 500,
+        name: b"qemu".to_vec(),
+        is_user_worker: false,
+        guest_time: 0,
+        groups: Membership::parse(cgroup.replace(';', "\n").as_bytes()),
+    }
+}
