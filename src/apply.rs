@@ -152,8 +152,10 @@ impl Apply<'_> {
         let Some(group) = path.open()? else {
             return Ok(Outcome::Changed);
         };
-        let before = group.read_if_there(file)?;
-        group.write(file, value)?;
+        let before = match group.read_if_there(file).and_then(|before| group.write(file, value).map(|()| before)) {
+            Err(error) if error.is_gone() => return Ok(Outcome::Changed),
+            before => before?,
+        };
         done.set += 1;
         // An empty cpuset cannot be made empty again while it is in use; then the group is new and goes as a whole.
         if let Some(value) = before.filter(|before| !before.is_empty()) {

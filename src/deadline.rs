@@ -55,6 +55,14 @@ impl Deadline {
         Error::Deadline { verb, ms: u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX) }
     }
 
+    /// Waits until there is something to read from `fd`, or its end: false if the deadline or a signal comes first.
+    pub fn wait_readable(&self, fd: impl AsFd) -> bool {
+        let left = PollTimeout::try_from(self.left()).unwrap_or(PollTimeout::MAX);
+        let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.stop.as_ref().map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN)));
+        poll(&mut fds, left).is_ok() && fds.first().and_then(PollFd::any).unwrap_or(false)
+    }
+
     /// Sleeps for `pause`, or for what is left if that is less.
     pub fn sleep(&self, pause: Duration) {
         std::thread::sleep(pause.min(self.left()));

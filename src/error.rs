@@ -26,9 +26,9 @@ pub enum Error {
     /// A container asks for CPU in a way that no kernel could grant.
     #[error("{what} {value:?}: {why}")]
     Demand { what: &'static str, value: String, why: String },
-    /// One of the four controllers is nowhere to be had, or not where this version can use it.
-    #[error("{0}")]
-    Controllers(String),
+    /// A v1 cpuset above ours is empty, so that nothing can be put below it, and it is not ours to fill.
+    #[error("{file} is empty in {path}, which is not ours to fill: write a list into it", path = .path.display())]
+    EmptyCpuset { file: &'static str, path: PathBuf },
     /// Another live sandbox owns the group that this one would use.
     #[error("{path} belongs to sandbox {owner}: two sandboxes cannot share one cgroupsPath", path = .path.display())]
     Taken { path: PathBuf, owner: String },
@@ -75,6 +75,11 @@ impl Error {
             Self::Path { errno, .. } | Self::Write { errno, .. } => Some(*errno),
             _ => None,
         }
+    }
+
+    /// Whether a group has gone while it was looked at: its files answer ENODEV then (kernfs).
+    pub fn is_gone(&self) -> bool {
+        self.errno() == Some(Errno::ENODEV)
     }
 
     /// One error out of a list: none, the only one, or all of them.

@@ -5,7 +5,6 @@
 //! a help, not a truth: one that is torn, of another version or of dead processes is rebuilt from what stands on the host.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -186,14 +185,7 @@ impl Store {
 
     /// Whether a sandbox has a record, be it one that cannot be understood.
     pub fn has(&self, sandbox: &str) -> bool {
-        fstatat(&self.dir, format!("{sandbox}.json").as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
-    }
-
-    /// Gives a sandbox's lock back; where no record is left, its file goes too.
-    pub fn unlock(&self, sandbox: &str, lock: Lock) {
-        if !self.has(sandbox) {
-            lock.remove();
-        }
+        exists(&self.dir, &format!("{sandbox}.json"))
     }
 
     /// The sandboxes that have a record.
@@ -272,26 +264,32 @@ impl Store {
         match fstatat(&self.dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => {
                 let dir = self.dir.try_clone().map_err(|error| failed(errno_of(&error)))?;
-                Ok(Some(Lock { _held: held, dir, name }))
+                Ok(Some(Lock { _held: held, dir, sandbox: sandbox.to_owned() }))
             }
             _ => Ok(None),
         }
     }
 }
 
-/// A sandbox's lock, held until it is dropped.
+/// A sandbox's lock, held until it is dropped. Its file goes with the record: only its holder may remove it.
 #[derive(Debug)]
 pub struct Lock {
     _held: Flock<File>,
     dir: OwnedFd,
-    name: String,
+    sandbox: String,
 }
 
-impl Lock {
-    /// Removes the lock file with the record; only its holder may.
-    pub fn remove(self) {
-        let _ = unlinkat(&self.dir, OsStr::new(&self.name), UnlinkatFlags::NoRemoveDir);
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !exists(&self.dir, &format!("{}.json", self.sandbox)) {
+            // It stays at the worst, and the next run takes it as it is.
+            let _ = unlinkat(&self.dir, format!("{}.lock", self.sandbox).as_str(), UnlinkatFlags::NoRemoveDir);
+        }
     }
+}
+
+fn exists(dir: &OwnedFd, name: &str) -> bool {
+    fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
 }
 
 #[cfg(test)]
@@ -357,8 +355,11 @@ mod tests {
         assert!(store.try_lock("sb").unwrap().is_none());
         let soon = Deadline::after(Instant::now(), Duration::from_millis(20));
         assert!(store.lock("sb", &soon).unwrap_err().to_string().contains("another hook of it is running"));
-        lock.remove();
+        drop(lock);
         assert!(!dir.path().join("state/sb.lock").exists());
-        assert!(store.try_lock("sb").unwrap().is_some());
+        let lock = store.try_lock("sb").unwrap().unwrap();
+        store.save(&Record::new("sb")).unwrap();
+        drop(lock);
+        assert!(dir.path().join("state/sb.lock").exists(), "as long as there is a record");
     }
 }

@@ -101,7 +101,11 @@ impl GroupPath {
         let parent = self.parent().ok_or_else(|| failed(Errno::EEXIST))?.open()?.ok_or_else(|| failed(Errno::ENOENT))?;
         let name = self.rel.file_name().ok_or_else(|| failed(Errno::EINVAL))?;
         mkdirat(&parent.dir, name, Mode::from_bits_truncate(0o755)).map_err(failed)?;
-        let group = self.open()?.ok_or_else(|| failed(Errno::ENOENT))?;
+        let opened = self.open().and_then(|group| group.ok_or_else(|| failed(Errno::ENOENT)));
+        let group = opened.inspect_err(|_| {
+            // What cannot be opened is not left behind either.
+            let _ = unlinkat(&parent.dir, name, UnlinkatFlags::RemoveDir);
+        })?;
         // Where the mark cannot be set (no CAP_SYS_ADMIN, a kernel without attributes there) the record alone knows it.
         let _ = sys::set_xattr(&group.dir, MARK, sandbox.as_bytes());
         Ok(group)
@@ -158,9 +162,12 @@ impl Group {
         }
     }
 
-    /// The process or thread numbers in one of its lists.
+    /// The process or thread numbers in one of its lists; none in a group that has gone meanwhile.
     pub fn members(&self, list: &str) -> Result<Vec<i32>, Error> {
-        Ok(self.read(list)?.lines().filter_map(|line| line.parse().ok()).collect())
+        match self.read(list) {
+            Err(error) if error.is_gone() => Ok(Vec::new()),
+            text => Ok(text?.lines().filter_map(|line| line.parse().ok()).collect()),
+        }
     }
 
     /// Opens one of its files for writing, as often as one likes.
@@ -176,12 +183,15 @@ impl Group {
         self.writer(name)?.write(value)
     }
 
-    /// The names of the groups that stand in it.
+    /// The names of the groups that stand in it; none in one that has gone meanwhile.
     pub fn children(&self) -> Result<Vec<String>, Error> {
         let failed = |errno| Error::path("list", &self.path, errno);
         // A descriptor of its own: a shared one would share its place in the list.
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = Dir::from_fd(openat(&self.dir, ".", flags, Mode::empty()).map_err(failed)?).map_err(failed)?;
+        let mut dir = match openat(&self.dir, ".", flags, Mode::empty()).and_then(Dir::from_fd) {
+            Err(Errno::ENOENT | Errno::ENODEV) => return Ok(Vec::new()),
+            dir => dir.map_err(failed)?,
+        };
         let child = |entry: Result<nix::dir::Entry, Errno>| {
             let entry = entry.ok().filter(|entry| entry.file_type() == Some(nix::dir::Type::Directory))?;
             let name = entry.file_name().to_string_lossy().into_owned();

@@ -2,9 +2,11 @@
 //!
 //! A line of it, with the fields that count (proc_pid_mountinfo(5)):
 //!
-//!     31 23 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct
-//!              │ └ mount point                                   │             └ v1: the controllers of the hierarchy
-//!              └ the hierarchy's directory that is mounted here  └ file system
+//! ```text
+//! 31 23 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct
+//!          │ └ mount point                                   │             └ v1: the controllers of the hierarchy
+//!          └ the hierarchy's directory that is mounted here  └ file system
+//! ```
 //!
 //! Blanks in paths are octal (`\040`), optional fields end at ` - `, the same hierarchy may be mounted twice, and a later mount
 //! may lie over an earlier one: so each mount point is opened and must be the device that its line names.

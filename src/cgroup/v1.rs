@@ -140,8 +140,11 @@ pub fn level(path: &GroupPath, record: &Record) -> Result<Level, Error> {
     };
     let (inode, mark) = (group.inode()?, group.mark());
     let is_ours = mark.is_some() || record.knows(&path.absolute(), inode);
-    let standing = Standing { inode, mark, is_ours, values: read_values(&group, &path.hierarchy)? };
-    Ok(Level { path: path.clone(), standing: Some(standing) })
+    let standing = match read_values(&group, &path.hierarchy) {
+        Err(error) if error.is_gone() => None,
+        values => Some(Standing { inode, mark, is_ours, values: values? }),
+    };
+    Ok(Level { path: path.clone(), standing })
 }
 
 fn read_values(group: &Group, hierarchy: &Hierarchy) -> Result<Values, Error> {
@@ -282,11 +285,7 @@ fn fill_above(site: &Site, file: &'static str, settings: &mut Settings) -> Resul
         if !list.is_empty() {
             granted = list;
         } else if level.standing.as_ref().is_some_and(|standing| !standing.is_ours) {
-            return Err(Error::Demand {
-                what: file,
-                value: String::new(),
-                why: format!("empty in {}, which is not ours to fill: write a list into it", level.path.absolute().display()),
-            });
+            return Err(Error::EmptyCpuset { file, path: level.path.absolute() });
         } else {
             settings.assignments.push((level.path.clone(), file, granted.to_string()));
         }
@@ -471,7 +470,7 @@ mod tests {
         let settings = cpuset(&[Some(ALL), Some(EMPTY), None], 1, "{}").unwrap();
         assert_eq!(written(&settings)[0], "pod/cpuset.cpus 0-3");
         let error = cpuset(&[Some(ALL), Some(EMPTY), None], 2, "{}").unwrap_err().to_string();
-        assert_eq!(error, "cpuset.cpus \"\": empty in /c/cpuset/pod, which is not ours to fill: write a list into it");
+        assert_eq!(error, "cpuset.cpus is empty in /c/cpuset/pod, which is not ours to fill: write a list into it");
     }
 
     #[test]

@@ -39,15 +39,12 @@ pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
         return settle(run, subject, change, Some(vm));
     }
     let store = Store::open(&run.config.state_dir, run.host.owner)?;
-    let lock = store.lock(&subject.sandbox.id, run.deadline)?;
+    let _lock = store.lock(&subject.sandbox.id, run.deadline)?;
     let known = bookkeeping::load(run, &store, &subject.sandbox.id)?;
     let mut record = known.clone();
-    let result = join(&mut record, subject, &bundle).and_then(|()| {
-        let pod = pod_of(&bundle, &record);
-        settle(run, subject, Change { known: &known, record, pod, store: Some(&store) }, Some(vm))
-    });
-    store.unlock(&subject.sandbox.id, lock);
-    result
+    join(&mut record, subject, &bundle)?;
+    let pod = pod_of(&bundle, &record);
+    settle(run, subject, Change { known: &known, record, pod, store: Some(&store) }, Some(vm))
 }
 
 /// Adds the container to its sandbox, whose place it gives if none is known yet. Containers whose bundle is gone have left.

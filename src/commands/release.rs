@@ -11,11 +11,15 @@ use crate::cgroup::path::SandboxPath;
 use crate::commands::settle::{Change, settle};
 use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
+use crate::deadline::Backoff;
 use crate::error::Error;
 use crate::log::Outcome;
 use crate::oci::sandbox::Role;
-use crate::plan;
+use crate::plan::{self, Plan};
 use crate::record::{Progress, Record, Store};
+
+/// How often it is looked again for what has become empty meanwhile.
+const MOST_ROUNDS: usize = 8;
 
 /// Handles the end of `subject`'s container.
 pub(super) fn run(run: &mut Run, subject: &Subject) -> Result<(), Error> {
@@ -27,10 +31,9 @@ pub(super) fn run(run: &mut Run, subject: &Subject) -> Result<(), Error> {
     let Some(store) = Store::open_existing(&run.config.state_dir, run.host.owner)? else {
         return handle(run, subject, &Record::new(id), None);
     };
-    let lock = store.lock(id, run.deadline)?;
-    let result = bookkeeping::load(run, &store, id).and_then(|known| handle(run, subject, &known, Some(&store)));
-    store.unlock(id, lock);
-    result
+    let _lock = store.lock(id, run.deadline)?;
+    let known = bookkeeping::load(run, &store, id)?;
+    handle(run, subject, &known, Some(&store))
 }
 
 fn handle(run: &mut Run, subject: &Subject, known: &Record, store: Option<&Store>) -> Result<(), Error> {
@@ -89,8 +92,7 @@ fn forget_container(run: &mut Run, subject: &Subject, known: &Record, store: Opt
 /// The sandbox's end: everything of it goes.
 fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Option<&Store>) -> Result<(), Error> {
     let mounts = Mounts::read(&run.host.proc)?;
-    let leftovers = leftover::of(record, path, &mounts)?;
-    let plan = plan::release(&leftovers, leftover::restorations(record, &mounts)?);
+    let mut plan = plan_end(record, path, &mounts)?;
     run.print(&plan);
     let is_nothing = plan.steps.is_empty() && record.path.is_empty();
     run.report.outcome = if is_nothing || !run.changes() { Outcome::Unchanged } else { Outcome::Released };
@@ -102,14 +104,31 @@ fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Op
     let noted = store.filter(|_| !record.path.is_empty()).map_or(Ok(()), |store| store.save(record));
     let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
     let mut done = Done::default();
-    let mut errors = apply.release(&plan.steps, &mut done);
-    errors.extend(noted.err());
+    let mut errors: Vec<Error> = noted.err().into_iter().collect();
+    let mut backoff = Backoff::default();
+    // Again until nothing is left: a parent that other sandboxes were leaving at the same time empties only now.
+    for _ in 0..MOST_ROUNDS {
+        let before = done.removed;
+        let failed = apply.release(&plan.steps, &mut done);
+        errors.extend(failed);
+        plan = if errors.is_empty() { plan_end(record, path, &mounts)? } else { Plan::default() };
+        if plan.steps.is_empty() {
+            break;
+        }
+        if done.removed == before {
+            backoff.pause(run.deadline);
+        }
+    }
     run.report.removed += done.removed;
     run.report.moved += done.moved;
     if errors.is_empty() {
         errors.extend(store.and_then(|store| store.forget(&record.sandbox).err()));
     }
     Error::all(errors)
+}
+
+fn plan_end(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Result<Plan, Error> {
+    Ok(plan::release(&leftover::of(record, path, mounts)?, leftover::restorations(record, mounts)?))
 }
 
 /// Releases other sandboxes that were left idle or half released and whose VMM is gone. What fails here is not this
@@ -133,7 +152,7 @@ fn release_if_dead(run: &mut Run, store: &Store, id: &str) -> Result<(), Error> 
         return Ok(());
     }
     // Somebody else is at it: they will see to it.
-    let Some(lock) = store.try_lock(id)? else { return Ok(()) };
+    let Some(_lock) = store.try_lock(id)? else { return Ok(()) };
     let Some(mut record) = store.load(id)?.filter(|record| is_over(record, run)) else {
         return Ok(());
     };
@@ -144,7 +163,6 @@ fn release_if_dead(run: &mut Run, store: &Store, id: &str) -> Result<(), Error> 
     run.printed.truncate(printed);
     if result.is_ok() {
         run.report.note(format!("released idle sandbox {id}"));
-        lock.remove();
     }
     result
 }

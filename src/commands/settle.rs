@@ -12,7 +12,7 @@ use crate::cgroup::path::SandboxPath;
 use crate::cgroup::v1::{self, Site};
 use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
-use crate::deadline::Deadline;
+use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::log::Outcome;
 use crate::plan::{self, Plan};
@@ -62,12 +62,20 @@ fn converge(
     let record = &mut change.record;
     let path = SandboxPath::recorded(&record.path).ok_or_else(|| Error::Unsettled("no place recorded".into()))?;
     let demand = Demand::of(record.containers.values().map(|container| &container.cpu).chain(&change.pod))?;
-    for _ in 0..MOST_ROUNDS {
+    let mut backoff = Backoff::default();
+    for round in 0..MOST_ROUNDS {
         run.deadline.check("look at the VMM's threads")?;
         let Some(vm) = found.take().or_else(|| vm::find(run, subject, record, &mounts, None)) else { return Ok(false) };
         let sites = v1::survey(&mounts, &path, &vm, record)?;
         refuse_taken(&sites, record, change.store)?;
-        let plan = plan::place(&vm, &sites, &demand)?;
+        let plan = match plan::place(&vm, &sites, &demand) {
+            // Another hook may have made it just now, and be about to fill it.
+            Err(Error::EmptyCpuset { .. }) if round < MOST_ROUNDS / 2 && run.changes() => {
+                backoff.pause(run.deadline);
+                continue;
+            }
+            plan => plan?,
+        };
         report(run, &vm, &plan);
         let is_news = bookkeeping::update(record, &mounts, &vm, &sites);
         let Some(store) = change.store.filter(|_| !plan.steps.is_empty()) else {

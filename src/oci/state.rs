@@ -10,7 +10,6 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::AT_FDCWD;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 
 use crate::deadline::Deadline;
@@ -115,9 +114,7 @@ fn read_stdin(deadline: &Deadline) -> Result<Vec<u8>, Error> {
     let mut stdin = File::from(duplicate.map_err(|error| Error::State(format!("cannot be read: {}", errno_of(&error))))?);
     let mut bytes = Vec::with_capacity(4096);
     loop {
-        let left = PollTimeout::try_from(deadline.left()).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut fds, left).unwrap_or(0) == 0 {
+        if !deadline.wait_readable(&stdin) {
             deadline.check("read all of it").map_err(|_| Error::State("still open at the deadline".into()))?;
             continue;
         }

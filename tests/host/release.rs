@@ -1,0 +1,348 @@
+//! Releasing a sandbox: everybody goes back to where they belong, and no group of ours is left.
+
+use std::fs;
+
+use crate::testenv::*;
+
+/// Puts all threads of the sandbox's processes in this group of every hierarchy.
+fn move_all(sandbox: &Sandbox, path: &str) {
+    for controller in CONTROLLERS {
+        let group = Group::new(controller, path);
+        group.make();
+        sandbox.processes().iter().for_each(|pid| group.set("cgroup.procs", pid));
+    }
+}
+
+#[test]
+fn with_the_vm_alive_all_go_back_to_where_they_came_from() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().virtiofsd().start();
+    move_all(&sandbox, &format!("{}/from", env.top()));
+    let bundle = env.bundle();
+    let before = env.dump();
+    sandbox.place(&bundle);
+    sandbox.assert_placed(&env.group());
+    let run = sandbox.release(&bundle);
+    assert_ne!(run.logged("released").get("removed"), "0");
+    before.assert_same(&env.dump(), "released");
+}
+
+#[test]
+fn vcpus_go_to_the_directory_above_where_that_is_somebody_elses() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let (from, pod) = (format!("{}/from", env.top()), format!("{}/pod", env.top()));
+    move_all(&sandbox, &from);
+    premake(&pod);
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    sandbox.release(&bundle).logged("released");
+    for tid in sandbox.vcpu_threads() {
+        for controller in CPU_CONTROLLERS {
+            assert_eq!(place_of(tid, controller), Some(pod.clone()), "{controller}");
+        }
+    }
+    // /kata is ours from the top, so there the record is asked.
+    assert_eq!(place_of(sandbox.pid, "memory"), Some(from));
+    assert!(Group::new("cpu", &pod).exists() && Group::new("cpu", &pod).children().is_empty());
+}
+
+#[test]
+fn where_the_group_they_came_from_is_gone_all_go_to_the_nearest_that_is_not_ours() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let from = format!("/{}-from", env.name);
+    move_all(&sandbox, &from);
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    for controller in CPU_CONTROLLERS {
+        sandbox.other_threads().iter().for_each(|tid| Group::new(controller, "/").set("tasks", tid));
+    }
+    assert!(CONTROLLERS.iter().all(|controller| Group::new(controller, &from).remove_tree()));
+    sandbox.release(&bundle).logged("released");
+    for tid in sandbox.vcpu_threads() {
+        assert!(CONTROLLERS.iter().all(|controller| place_of(tid, controller).as_deref() == Some("/")));
+    }
+    env.assert_no_groups();
+}
+
+#[test]
+fn with_the_vm_dead_all_groups_go() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().virtiofsd().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    sandbox.kill();
+    sandbox.release(&bundle).logged("released");
+    env.assert_no_groups();
+    assert_eq!(fs::read_dir(env.state_dir()).unwrap().count(), 0, "neither record nor lock is left");
+}
+
+#[test]
+fn with_the_vm_dead_but_not_waited_for_all_groups_go() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    sandbox.qemu.as_mut().unwrap().kill_unreaped();
+    sandbox.release(&bundle).logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn with_the_vm_dying_meanwhile_all_groups_go() {
+    let Some(env) = Env::new() else { return };
+    for _ in 0..8 {
+        let mut sandbox = env.sandbox().virtiofsd().start();
+        let bundle = env.bundle();
+        sandbox.place(&bundle);
+        let hook = env.hook("poststop").state(bundle.state_with_id(&sandbox.id, sandbox.pid)).start();
+        sandbox.kill();
+        hook.wait().succeeded().logged("released");
+        env.assert_no_groups();
+        sandbox.forget_runtime_files();
+        drop(sandbox);
+        fs::remove_dir_all(env.dir.join(format!("{}.qemu", env.name))).unwrap();
+    }
+}
+
+#[test]
+fn with_katas_directories_gone_the_record_is_enough() {
+    let Some(env) = Env::new() else { return };
+    for engine in [Engine::Single, Engine::Containerd] {
+        let mut sandbox = env.sandbox().id(&format!("{engine:?}")).start();
+        let bundle = env.bundle_of(engine, Kind::Sandbox, &sandbox.id, &sandbox.id);
+        sandbox.place(&bundle);
+        sandbox.kill();
+        sandbox.forget_runtime_files();
+        sandbox.release(&bundle).logged("released");
+        env.assert_no_groups();
+    }
+}
+
+#[test]
+fn with_the_record_gone_what_is_ours_is_known_by_its_mark() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    fs::remove_dir_all(env.state_dir()).unwrap();
+    sandbox.kill();
+    sandbox.release(&bundle).logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn with_config_json_gone_the_record_knows_the_container_by_its_bundle() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle_of(Engine::Containerd, Kind::Workload, &env.name, "c0ffee");
+    let pause = env.bundle_of(Engine::Containerd, Kind::Sandbox, &env.name, &env.name);
+    sandbox.place(&pause);
+    env.hook("prestart").state(bundle.state(sandbox.pid)).run().succeeded();
+    for bundle in [&bundle, &pause] {
+        fs::remove_dir_all(&bundle.dir).unwrap();
+    }
+    let state = bundle.state_without_annotations(&env.name, 0);
+    env.hook("poststop").state(state).run().succeeded();
+    sandbox.assert_placed(&env.group());
+    env.hook("poststop").state(pause.state_without_annotations(&env.name, 0)).run().succeeded().logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn a_second_release_finds_nothing_to_do() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    sandbox.release(&bundle).logged("released");
+    let before = env.dump();
+    let run = sandbox.release(&bundle);
+    before.assert_same(&env.dump(), "a second release");
+    for line in &run.log {
+        assert_eq!((line.get("moved"), line.get("removed")), ("0", "0"));
+    }
+}
+
+#[test]
+fn a_sandbox_that_was_never_placed_is_released_without_a_trace() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    let before = env.dump();
+    sandbox.release(&bundle);
+    before.assert_same(&env.dump(), "with the VM alive");
+    sandbox.kill();
+    let before = env.dump();
+    sandbox.release(&bundle);
+    before.assert_same(&env.dump(), "with the VM dead");
+}
+
+#[test]
+fn a_workloads_end_keeps_the_sandbox_placed_and_its_last_limits() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().virtiofsd().start();
+    for engine in Engine::WITH_PODS {
+        let pause = env.bundle_of(engine, Kind::Sandbox, &env.name, &env.name);
+        let workload = env.bundle_of(engine, Kind::Workload, &env.name, "c0ffee");
+        sandbox.place(&pause);
+        env.hook("prestart").state(workload.state(sandbox.pid)).run().succeeded();
+        let before = groups_of(&env);
+        env.hook("poststop").state(workload.state_with_id(&env.name, sandbox.pid)).run().succeeded();
+        sandbox.assert_placed(&env.group());
+        assert_eq!(groups_of(&env), before, "{engine:?}");
+        let record = fs::read_to_string(env.state_dir().join(format!("{}.json", env.name))).unwrap();
+        assert!(record.replace(' ', "").contains("\"state\":\"idle\""), "{record}");
+        sandbox.release(&pause).logged("released");
+        env.assert_no_groups();
+        fs::remove_dir_all(env.dir.join("bundles")).unwrap();
+    }
+}
+
+fn groups_of(env: &Env) -> Vec<String> {
+    env.dump().lines_with(&env.top()).into_iter().filter(|line| !line.starts_with('/')).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_workloads_end_after_the_vms_is_the_sandboxs() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().start();
+    let workload = env.bundle_of(Engine::CriO, Kind::Workload, &env.name, "c0ffee");
+    sandbox.place(&workload);
+    sandbox.kill();
+    env.hook("poststop").state(workload.state_with_id(&env.name, 0)).run().succeeded().logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn a_sandbox_that_ended_without_a_hook_is_released_by_the_next_run() {
+    // CRI-O runs no hook for the pause container: the last workload's poststop comes while the VM still lives.
+    let Some(env) = Env::new() else { return };
+    let mut ended = env.sandbox().id("ended").start();
+    let workload = env.bundle_of(Engine::CriO, Kind::Workload, &ended.id, "c0ffee");
+    ended.place(&workload);
+    env.hook("poststop").state(workload.state_with_id(&ended.id, 0)).run().succeeded();
+    ended.kill();
+    ended.forget_runtime_files();
+
+    let next = env.sandbox().id("next").start();
+    let bundle = env.bundle_of(Engine::CriO, Kind::Workload, &next.id, "decade");
+    env.hook("prestart").state(bundle.state(next.pid)).run().succeeded();
+    next.assert_placed(&format!("{}/pod/kata_{}", env.top(), next.id));
+    for controller in CONTROLLERS {
+        for top in ["", "/kata"] {
+            let group = Group::new(controller, &format!("{top}{}/pod/kata_{}", env.top(), ended.id));
+            assert!(!group.exists(), "{group:?}");
+        }
+    }
+    assert!(!env.state_dir().join(format!("{}.json", ended.id)).exists());
+}
+
+#[test]
+fn other_sandboxes_stay_as_they_are_and_shared_directories_go_with_the_last() {
+    let Some(env) = Env::new() else { return };
+    let (one, two) = (env.sandbox().id("one").virtiofsd().start(), env.sandbox().id("two").start());
+    let [first, second] = [&one, &two].map(|sandbox| env.bundle_of(Engine::Single, Kind::Workload, &sandbox.id, &sandbox.id));
+    one.place(&first);
+    two.place(&second);
+    let lines = |dump: &Dump| dump.lines_with(&two.id).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let before = lines(&env.dump());
+    one.release(&first).logged("released");
+    assert_eq!(lines(&env.dump()), before);
+    two.assert_placed(&format!("{}/pod/kata_{}", env.top(), two.id));
+    two.release(&second).logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn directories_that_somebody_else_made_stay() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    premake(&format!("{}/pod", env.top()));
+    premake(&format!("/kata{}", env.top()));
+    let bundle = env.bundle().cgroups_path(&format!("{}/pod/ours/c", env.top()));
+    sandbox.place(&bundle);
+    sandbox.assert_placed(&format!("{}/pod/ours/kata_c", env.top()));
+    sandbox.release(&bundle).logged("released");
+    for controller in CONTROLLERS {
+        for path in [format!("{}/pod", env.top()), format!("/kata{}", env.top())] {
+            let group = Group::new(controller, &path);
+            assert!(group.exists() && group.children().is_empty(), "{group:?}");
+        }
+    }
+}
+
+#[test]
+fn somebody_elses_group_inside_ours_stays_and_is_said() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    let foreign = Group::new("cpu", &format!("{}/foreign", env.group()));
+    foreign.make();
+    let guest = Process::sleeping();
+    foreign.set("cgroup.procs", guest.pid());
+    let run = env.hook("poststop").state(bundle.state(sandbox.pid)).run();
+    assert_eq!((run.code, run.stderr.lines().count()), (Some(0), 1), "{run:#?}");
+    let line = run.logged("failed");
+    assert!(line.priority == 27 && line.get("msg").contains(&env.group()), "{line:?}");
+    assert_eq!(place_of(guest.pid(), "cpu"), Some(foreign.path.clone()));
+    // All else is done nevertheless.
+    for controller in ["cpuacct", "cpuset", "memory"] {
+        assert!(!Group::new(controller, &env.group()).exists(), "{controller}: {run:#?}");
+    }
+    // And with the obstacle gone, the rest.
+    drop(guest);
+    wait_until("the foreign group to go", || foreign.remove_tree());
+    sandbox.release(&bundle).logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn a_stranger_in_our_group_is_moved_out_and_not_harmed() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    let mut stranger = Process::sleeping();
+    for controller in CPU_CONTROLLERS {
+        Group::new(controller, &env.group()).set("cgroup.procs", stranger.pid());
+    }
+    sandbox.release(&bundle).logged("released");
+    assert!(stranger.is_running());
+    env.assert_no_groups();
+}
+
+#[test]
+fn a_pid_that_is_somebody_elses_by_now_is_let_alone() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    sandbox.kill();
+    let heir = Process::sleeping();
+    env.watch(heir.pid());
+    let record = env.state_dir().join(format!("{}.json", env.name));
+    let text = fs::read_to_string(&record).unwrap().replace(&format!(":{}", sandbox.pid), &format!(":{}", heir.pid()));
+    fs::write(&record, text).unwrap();
+    sandbox.write_pid_file(&format!("{}\n", heir.pid()));
+    let places = |pid| CONTROLLERS.map(|controller| place_of(pid, controller));
+    let before = places(heir.pid());
+    env.hook("poststop").state(bundle.state(heir.pid())).run().succeeded().logged("released");
+    assert_eq!(places(heir.pid()), before);
+    env.assert_no_groups();
+}
+
+#[test]
+fn placed_and_released_again_and_again_leaves_nothing() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().virtiofsd().start();
+    let bundle = env.bundle();
+    let before = env.dump();
+    for _ in 0..10 {
+        sandbox.place(&bundle);
+        sandbox.release(&bundle).logged("released");
+        before.assert_same(&env.dump(), "placed and released");
+    }
+}

@@ -1,0 +1,96 @@
+//! All that the hook could have changed, as lines of text: what "nothing changed" is held against.
+//!
+//! Of the hierarchies it has the top level (whatever a stray write or mkdir would hit first), everything that bears this
+//! environment's name, and where the watched processes are; of the file system the state and runtime directories and the
+//! mounts. Groups of tests that run at the same time are left out: they change by themselves.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::cgroup::{CONTROLLERS, Group, groups_named, place_of};
+use super::env::Env;
+use super::process::{name_of, threads_of};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dump(BTreeSet<String>);
+
+impl Dump {
+    pub(crate) fn of(env: &Env) -> Dump {
+        let mut lines = BTreeSet::new();
+        for controller in CONTROLLERS {
+            for group in Group::new(controller, "/").children() {
+                if !is_volatile(&group.path) {
+                    lines.insert(format!("{controller}:{}", group.path));
+                }
+            }
+            lines.extend(values(&Group::new(controller, "/")));
+            for group in groups_named(controller, &env.name).iter().flat_map(Group::tree) {
+                lines.insert(format!("{controller}:{}", group.path));
+                lines.extend(values(&group));
+            }
+            // A process by the groups its threads are in, not thread by thread: QEMU's workers come and go.
+            for pid in env.watched() {
+                for thread in threads_of(pid) {
+                    if let Some(place) = place_of(thread.tid, controller) {
+                        lines.insert(format!("{controller}:{place} holds threads of {pid} ({})", name_of(pid)));
+                    }
+                }
+            }
+        }
+        for dir in [env.state_dir(), env.dir.join("vm"), env.dir.join("sbs"), env.dir.join("kata"), env.dir.join("bundles")] {
+            files_below(&dir, &mut lines);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        lines.extend(mounts.lines().map(|line| format!("mount {line}")));
+        Dump(lines)
+    }
+
+    /// The lines that hold this text.
+    pub(crate) fn lines_with(&self, text: &str) -> Vec<&str> {
+        self.0.iter().filter(|line| line.contains(text)).map(String::as_str).collect()
+    }
+
+    /// Fails, naming every difference, unless the other dump is the same.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, after: &Dump, why: impl fmt::Display) {
+        let gone: Vec<_> = self.0.difference(&after.0).collect();
+        let new: Vec<_> = after.0.difference(&self.0).collect();
+        assert!(gone.is_empty() && new.is_empty(), "{why}\n  no more: {gone:#?}\n  new: {new:#?}");
+    }
+}
+
+/// Other tests' groups, and the parents all tests share.
+fn is_volatile(path: &str) -> bool {
+    path == "/kata" || path == "/vc" || path.contains("kch-") || path.contains("kch_")
+}
+
+/// The limits of a group: the files somebody sets, not the ones the kernel counts in.
+fn values(group: &Group) -> Vec<String> {
+    let files = match group.controller.as_str() {
+        "cpu" => ["cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.rt_runtime_us"].as_slice(),
+        "cpuset" => ["cpuset.cpus", "cpuset.mems", "cpuset.cpu_exclusive", "cgroup.clone_children"].as_slice(),
+        "memory" => ["memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness"].as_slice(),
+        _ => ["notify_on_release"].as_slice(),
+    };
+    files.iter().map(|file| format!("{}:{}/{file} = {}", group.controller, group.path, group.value(file))).collect()
+}
+
+fn files_below(dir: &Path, lines: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let Ok(meta) = path.symlink_metadata() else { continue };
+        let content = match () {
+            () if meta.is_symlink() => format!("-> {}", fs::read_link(&path).unwrap().display()),
+            () if meta.is_file() && meta.len() <= 4096 => fs::read_to_string(&path).unwrap_or_default(),
+            () if meta.is_file() => format!("{} bytes", meta.len()),
+            () => String::new(),
+        };
+        lines.insert(format!("{} {:o} {} {content}", path.display(), meta.mode(), meta.uid()));
+        if meta.is_dir() {
+            files_below(&path, lines);
+        }
+    }
+}
