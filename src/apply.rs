@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::cgroup::group::{GroupPath, Writer};
+use crate::cgroup::group::{Group, GroupPath, Writer};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::plan::Step;
@@ -194,13 +194,15 @@ impl Apply<'_> {
                 }
             }
         }
+        done.moved += written.len();
+        // Undone last first, and processes must go back before threads here too: each takes all its threads along.
+        written.sort_by_key(|(step, _)| step.file == "cgroup.procs");
         for (step, from) in &written {
-            done.moved += 1;
             let from = (*from).clone().unwrap_or_else(|| GroupPath::new(&step.to.hierarchy, ""));
             done.undo.push(Undo::MoveBack((*step).clone(), from));
         }
-        let strangers = written.iter().find_map(|(step, _)| self.put_back_stranger(step).err());
-        failure.or(strangers).map_or(Ok(Outcome::Done), Err)
+        let put_back: Vec<Error> = written.iter().filter_map(|(step, _)| self.put_back_stranger(step).err()).collect();
+        failure.or(put_back.into_iter().next()).map_or(Ok(Outcome::Done), Err)
     }
 
     /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.
@@ -224,14 +226,8 @@ impl Apply<'_> {
         if self.proc.start_of(moved.id) != Some(moved.start) {
             return Ok(());
         }
-        let mut target = from.clone();
-        while target.open()?.is_none() {
-            match target.parent() {
-                Some(parent) => target = parent,
-                None => break,
-            }
-        }
-        ignoring_the_dead(write_if_standing(&target, moved.file, &moved.id.to_string()))
+        let group = nearest_standing(from)?;
+        ignoring_the_dead(group.write(moved.file, &moved.id.to_string()))
     }
 
     /// Removes a group that this run made, once what was in it has been moved back.
@@ -252,11 +248,13 @@ impl Apply<'_> {
         }
     }
 
-    /// Moves everything in a group to another, again and again until nothing is in it.
+    /// Moves everything in a group to another, again and again until nothing is in it. Who is in a group of ours is the kernel's
+    /// word, so there is no identity to compare.
     fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
         let file = if whole { "cgroup.procs" } else { group.threads_file() };
         let Some(open) = group.open()? else { return Ok(()) };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let mut backoff = Backoff::default();
         loop {
             let mut members = open.members(file)?;
             if members.is_empty() {
@@ -265,16 +263,18 @@ impl Apply<'_> {
             // Ourselves first: while we are in it, it cannot go.
             members.sort_by_key(|member| *member != own);
             self.deadline.check("empty a group")?;
-            let Some(there) = target.open()? else {
-                return Err(Error::path("open", target.absolute(), Errno::ENOENT));
-            };
-            let writer = there.writer(file)?;
+            let writer = nearest_standing(target)?.writer(file)?;
+            let before = done.moved;
             for member in members {
                 match writer.write(&member.to_string()) {
                     Ok(()) => done.moved += 1,
                     Err(error) if error.errno() == Some(Errno::ESRCH) => {}
                     Err(error) => return Err(error),
                 }
+            }
+            // Only threads that are just ending: give them the time for it.
+            if done.moved == before {
+                backoff.pause(self.deadline);
             }
         }
     }
@@ -330,6 +330,18 @@ fn as_move(step: &Step) -> Option<(Move, Option<GroupPath>)> {
             Some((step, from.clone()))
         }
         _ => None,
+    }
+}
+
+/// The group at `path`, or the nearest above it that stands.
+fn nearest_standing(path: &GroupPath) -> Result<Group, Error> {
+    let mut path = path.clone();
+    loop {
+        match (path.open()?, path.parent()) {
+            (Some(group), _) => return Ok(group),
+            (None, Some(parent)) => path = parent,
+            (None, None) => return Err(Error::path("open", path.absolute(), Errno::ENOENT)),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::AT_FDCWD;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use serde::Deserialize;
 
 use crate::error::Error;
@@ -90,7 +90,10 @@ impl Config {
     /// root; for anybody else it is of no consequence who wrote it, and what he may not read is not for him.
     pub fn load(named: Option<&Path>, owner: Option<u32>) -> Result<Self, Error> {
         let path = named.unwrap_or(Path::new(PATH));
-        let (bytes, stat) = match foreign::read(AT_FDCWD, path, 1 << 20) {
+        // A link is followed here: it is root who chose the path, and what it leads to must be root's as well.
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let opened = openat(AT_FDCWD, path, flags, nix::sys::stat::Mode::empty());
+        let (bytes, stat) = match opened.and_then(|file| foreign::read_open(&file.into(), 1 << 20)) {
             Err(Errno::ENOENT) if named.is_none() => return Ok(Self::default()),
             Err(Errno::EACCES) if owner.is_none() => return Ok(Self::default()),
             read => read.map_err(|errno| Error::path("read", path, errno))?,

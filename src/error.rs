@@ -82,6 +82,17 @@ impl Error {
         self.errno() == Some(Errno::ENODEV)
     }
 
+    /// Whether the kernel refused a CPU limit, which it measures against the limits above it as they are in this moment.
+    pub fn is_limit_refused(&self) -> bool {
+        matches!(self, Self::Write { path, errno: Errno::EINVAL, .. }
+            if path.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(b"cpu.cfs_")))
+    }
+
+    /// Whether it is `value`, written to `path`, that the kernel refused.
+    pub fn is_refusal_of(&self, path: &Path, value: &str) -> bool {
+        matches!(self, Self::Write { path: refused, value: what, .. } if refused == path && what == value)
+    }
+
     /// One error out of a list: none, the only one, or all of them.
     pub fn all(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {

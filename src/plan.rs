@@ -14,6 +14,7 @@ use crate::cgroup::group::GroupPath;
 use crate::cgroup::leftover::Leftover;
 use crate::cgroup::v1::{self, Assignment, Settings, Site};
 use crate::error::Error;
+use crate::vmm::kinds::Role;
 use crate::vmm::{Member, Thread, Vm};
 
 /// One change of the host.
@@ -43,14 +44,26 @@ pub struct Plan {
     pub notes: Vec<String>,
 }
 
+impl Plan {
+    /// Whether it would write once more what `error` says was refused.
+    pub fn repeats(&self, error: &Error) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Set { group, file, value } => error.is_refusal_of(&group.absolute().join(file), value),
+            _ => false,
+        })
+    }
+}
+
 /// Plans everything that is missing for `vm` to be in the groups of `sites` under `demand`.
 pub fn place(vm: &Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
     let Settings { assignments, limit, cpus, notes, .. } = v1::settings(sites, demand)?;
     let creates = sites.iter().flat_map(|site| &site.levels).filter(|level| level.standing.is_none());
     let mut steps: Vec<Step> = creates.map(|level| Step::Create(level.path.clone())).collect();
     steps.extend(assignments.into_iter().map(|(group, file, value)| Step::Set { group, file, value }));
-    steps.extend(process_moves(vm, sites));
-    steps.extend(vcpu_moves(vm, sites));
+    let processes = process_moves(vm, sites);
+    let vcpus = vcpu_moves(vm, sites, &processes);
+    steps.extend(processes);
+    steps.extend(vcpus);
     steps.extend(stray_moves(vm, sites));
     Ok(Plan { steps, limit, cpus, notes })
 }
@@ -82,16 +95,21 @@ fn movable(vm: &Vm) -> impl Iterator<Item = &Member> {
 }
 
 /// vCPU threads into the constrained groups, each that is not there or that a move of its process takes away.
-fn vcpu_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
+fn vcpu_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
     let mut moves = Vec::new();
     let Some(vmm) = vm.vmm() else { return moves };
     for site in sites.iter().filter(|site| site.part == Part::Constrained) {
+        let takes_along = |step: &Step| match step {
+            Step::MoveProcess { pid, to, .. } => *pid == vmm.process.pid && to.hierarchy == site.group.hierarchy,
+            _ => false,
+        };
+        let is_taken_away = processes.iter().any(takes_along);
         for vcpu in &vm.vcpus.threads {
             let Some(thread) = vmm.threads.iter().find(|thread| thread.tid == vcpu.tid) else {
                 continue;
             };
             let from = site.place_of(thread);
-            if from.as_ref() != Some(&site.group) {
+            if is_taken_away || from.as_ref() != Some(&site.group) {
                 moves.push(move_thread(vmm, thread, &site.group, from));
             }
         }
@@ -101,15 +119,17 @@ fn vcpu_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
 
 /// Threads that are no vCPUs out of the constrained groups: kernel workers are born beside the vCPU thread that made them.
 ///
+/// As long as some vCPUs could not be told this time, a thread of the VMM in there may be one that an earlier run could: it stays.
 /// They go where their process's first thread is, or, where that is in there too, to the group above.
 fn stray_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
     let mut moves = Vec::new();
     for site in sites.iter().filter(|site| site.part == Part::Constrained) {
         for member in &vm.processes {
-            let strays = member
-                .threads
-                .iter()
-                .filter(|thread| !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group));
+            let is_stray = |thread: &&Thread| {
+                let is_told = thread.is_user_worker || member.role != Role::Vmm || vm.vcpus.are_all_known();
+                is_told && !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group)
+            };
+            let strays = member.threads.iter().filter(is_stray);
             let leader = member.leader().and_then(|leader| site.place_of(leader)).filter(|place| *place != site.group);
             let Some(target) = leader.or_else(|| above_ours(site)) else {
                 continue;
@@ -190,7 +210,6 @@ mod tests {
     use crate::cgroup::v1::{Level, Standing};
     use crate::proc::Process;
     use crate::testing;
-    use crate::vmm::kinds::Role;
     use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
 
     /// A site at `rel` of which the first `standing` levels stand, the last `ours` of all being ours.
@@ -290,6 +309,18 @@ mod tests {
     }
 
     #[test]
+    fn while_vcpus_are_missing_a_thread_in_the_constrained_group_may_be_one_and_stays() {
+        let mut vm = vm("1:memory:/kata/kata_x;2:cpuacct:/pod", "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
+        let stray = testing::thread(102, "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
+        let worker = Thread { is_user_worker: true, tid: 103, ..stray.clone() };
+        vm.processes[0].threads.extend([stray, worker]);
+        for expected in [Some(2), None] {
+            vm.vcpus.expected = expected;
+            assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), ["move-thread 100/103 400 /c/cpuacct/pod"]);
+        }
+    }
+
+    #[test]
     fn where_the_leader_is_in_there_too_they_leave_for_the_nearest_group_that_is_not_ours() {
         let everything = "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x";
         let vm = vm(everything, everything);
@@ -307,6 +338,10 @@ mod tests {
         assert_eq!(lines(&place(&placed, &sites, &demand()).unwrap()), Vec::<String>::new());
         let fresh = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/");
         let moves = lines(&place(&fresh, &sites, &demand()).unwrap());
+        assert!(moves[0].starts_with("move-process 100") && moves[2].starts_with("move-thread 100/101"), "{moves:?}");
+        // A process that is moved takes its vCPU along, which is brought back in the same burst.
+        let half = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/pod/kata_x");
+        let moves = lines(&place(&half, &sites, &demand()).unwrap());
         assert!(moves[0].starts_with("move-process 100") && moves[2].starts_with("move-thread 100/101"), "{moves:?}");
     }
 

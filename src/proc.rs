@@ -142,11 +142,15 @@ impl Process {
         Ok(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
     }
 
-    /// The path of its executable as seen from here, and the file itself, which may be another than the one now at that path.
-    pub fn executable(&self) -> Result<(PathBuf, FileStat), Errno> {
-        let path = readlinkat(&self.dir, "exe")?;
-        let file = fstatat(&self.dir, "exe", AtFlags::empty())?;
-        Ok((PathBuf::from(path), file))
+    /// The path of its executable as seen from here.
+    pub fn executable(&self) -> Result<PathBuf, Errno> {
+        readlinkat(&self.dir, "exe").map(PathBuf::from)
+    }
+
+    /// The file that it runs, which may be another than the one now at that path. Whose it is answers this, if it is on a file
+    /// system of a tenant's own: asked only of what looks right.
+    pub fn executable_file(&self) -> Result<FileStat, Errno> {
+        fstatat(&self.dir, "exe", AtFlags::empty())
     }
 
     /// Its threads, lowest number first.
@@ -282,11 +286,6 @@ impl Membership {
     pub fn v1(&self, controller: &str) -> Option<&Path> {
         self.0.iter().find(|(names, _)| names.iter().any(|name| name == controller)).map(|(_, path)| path.as_path())
     }
-
-    /// The path within the v2 hierarchy.
-    pub fn v2(&self) -> Option<&Path> {
-        self.v1("")
-    }
 }
 
 /// `NR ARG0 ARG1 …` with the arguments in hex; `running` and `-1 …` are no system call.
@@ -383,7 +382,6 @@ mod tests {
         assert_eq!(groups.v1("cpuacct"), Some(Path::new("/a:b")));
         assert_eq!(groups.v1("memory"), Some(Path::new("/m")));
         assert_eq!(groups.v1("cpuset"), None);
-        assert_eq!(groups.v2(), Some(Path::new("/u")));
     }
 
     #[test]
@@ -401,7 +399,7 @@ mod tests {
         assert!(process.threads().unwrap().contains(&own));
         assert_eq!(process.status().unwrap().thread_group, own);
         assert_eq!(process.stat().unwrap().start, proc.start_of(own).unwrap());
-        assert!(process.executable().unwrap().0.is_absolute());
+        assert!(process.executable().unwrap().is_absolute());
         assert!(!process.arguments().unwrap().is_empty());
         assert!(!process.descriptors().unwrap().is_empty());
         assert!(proc.process(0).unwrap().is_none() && proc.process(-1).unwrap().is_none());

@@ -240,6 +240,13 @@ mod tests {
     }
 
     #[test]
+    fn a_hundred_containers_are_still_summed_exactly() {
+        let many: Vec<LinuxCpu> = (0..100).map(|_| cpu(r#"{"quota":33333,"period":100000}"#)).collect();
+        let demand = Demand::of(&many).unwrap();
+        assert_eq!((demand.quota(), demand.period), (Some(3_333_300), 100_000));
+    }
+
+    #[test]
     fn more_is_at_least_as_much_and_less_is_not() {
         let half = Cpus::of(50_000, 100_000).unwrap();
         assert!(half.is_at_least(Cpus::of(25_000, 50_000).unwrap()));

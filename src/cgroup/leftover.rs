@@ -75,7 +75,7 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
     let level = v1::level(&path, record)?;
     let whole = part == Part::Unconstrained;
     let is_occupied = !open.members(if whole { "cgroup.procs" } else { path.threads_file() })?.is_empty();
-    if !is_of(&level, record, is_occupied) {
+    if !is_of(&level, record) {
         return Ok(None);
     }
     let target = if ours.is_empty() { nearest } else { origin(&path, part, record)?.unwrap_or(nearest) };
@@ -93,7 +93,7 @@ fn above(path: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPath
         if level.standing.is_none() {
             continue;
         }
-        if is_ours(&level, record) {
+        if is_ours(&level) {
             if is_unbroken {
                 ours.push(path);
             }
@@ -123,19 +123,17 @@ fn that_empty(path: &GroupPath, above: &[GroupPath]) -> Result<Vec<GroupPath>, E
     Ok(emptying)
 }
 
-/// Whether a group is this sandbox's: marked for it, known to its record, or intended by a run that was ended, and empty.
-fn is_of(level: &Level, record: &Record, is_occupied: bool) -> bool {
-    let Some(standing) = &level.standing else { return false };
-    match &standing.mark {
-        Some(mark) => *mark == record.sandbox || record.knows(&level.path.absolute(), standing.inode),
-        None => standing.is_ours || (record.intended(&level.path.absolute()) && !is_occupied),
-    }
+/// Whether a group is this sandbox's own: ours, and not marked for another unless this one took it over.
+fn is_of(level: &Level, record: &Record) -> bool {
+    level.standing.as_ref().is_some_and(|standing| {
+        let is_others = standing.mark.as_ref().is_some_and(|mark| *mark != record.sandbox);
+        standing.is_ours && (!is_others || record.knows(&level.path.absolute(), standing.inode))
+    })
 }
 
 /// Whether a group above is ours, whichever sandbox it was made for.
-fn is_ours(level: &Level, record: &Record) -> bool {
-    let is_intended = record.intended(&level.path.absolute());
-    level.standing.as_ref().is_some_and(|standing| standing.is_ours || is_intended)
+fn is_ours(level: &Level) -> bool {
+    level.standing.as_ref().is_some_and(|standing| standing.is_ours)
 }
 
 /// Whether threads can be moved there: a v1 cpuset must not be empty.
@@ -154,7 +152,7 @@ fn origin(group: &GroupPath, part: Part, record: &Record) -> Result<Option<Group
     };
     let from = GroupPath::new(&group.hierarchy, from);
     let level = v1::level(&from, record)?;
-    Ok((level.standing.is_some() && !is_ours(&level, record) && takes_threads(&level)).then_some(from))
+    Ok((level.standing.is_some() && !is_ours(&level) && takes_threads(&level)).then_some(from))
 }
 
 /// The values that adopted groups had before us, in an order that the kernel takes.

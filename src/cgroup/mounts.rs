@@ -67,7 +67,7 @@ impl Mounts {
     pub fn read(proc: &Proc) -> Result<Self, Error> {
         let table = proc.mountinfo().map_err(|errno| Error::path("read", proc.mountinfo_path(), errno))?;
         let lines: Vec<Line> = table.split(|byte| *byte == b'\n').filter_map(Line::parse).filter(Line::is_visible).collect();
-        Ok(Self::of(&lines))
+        Ok(Self::of(&topmost(&lines)))
     }
 
     /// The hierarchy that carries `controller`.
@@ -100,6 +100,12 @@ impl Mounts {
         let debugfs = lines.iter().find(|line| line.kind == b"debugfs" && line.root == Path::new("/"));
         Self { hierarchies: hierarchies.into_iter().map(Rc::new).collect(), debugfs: debugfs.map(|line| line.mount.clone()) }
     }
+}
+
+/// Of several mounts at one place only the last can be seen, also where it shows the same hierarchy.
+fn topmost(lines: &[Line]) -> Vec<Line> {
+    let is_last = |index: usize, line: &Line| lines.iter().skip(index + 1).all(|later| later.mount != line.mount);
+    lines.iter().enumerate().filter(|(index, line)| is_last(*index, line)).map(|(_, line)| line.clone()).collect()
 }
 
 /// A line of mountinfo.
@@ -220,6 +226,14 @@ mod tests {
              1 2 0:3 / /c/again rw - cgroup cgroup rw,cpu",
         );
         assert_eq!(mount_of(&mounts, Controller::Cpu), Some("/c/whole"));
+    }
+
+    #[test]
+    fn of_two_mounts_at_one_place_the_later_is_the_one_that_is_seen() {
+        let table = "1 2 0:3 / /c rw - cgroup cgroup rw,cpu\n2 1 0:3 /x /c rw - cgroup cgroup rw,cpu";
+        let lines = topmost(&table.lines().filter_map(|line| Line::parse(line.as_bytes())).collect::<Vec<_>>());
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].root, Path::new("/x"));
     }
 
     #[test]

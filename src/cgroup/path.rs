@@ -20,6 +20,9 @@ const ENGINE_PREFIXES: [&str; 4] = ["crio-", "cri-containerd-", "libpod-", "dock
 /// The longest name of a directory (NAME_MAX).
 const LONGEST_NAME: usize = 255;
 
+/// The longest place: what PATH_MAX leaves below a mount point, with room for a file's name.
+const LONGEST_PLACE: usize = 3800;
+
 impl SandboxPath {
     /// The place that `cgroups_path` gives `sandbox`.
     pub fn derive(cgroups_path: &str, sandbox: &Sandbox) -> Result<Self, Error> {
@@ -73,7 +76,7 @@ impl SandboxPath {
                 _ => Some("leaves the cgroup mount"),
             });
         }
-        if self.0.as_os_str().len() > 3800 { Some("longer than a path can be") } else { why }
+        if self.0.as_os_str().len() > LONGEST_PLACE { Some("longer than a path can be") } else { why }
     }
 }
 
@@ -238,7 +241,10 @@ mod tests {
         assert!(of(Role::Single, "/a\0b").unwrap_err().contains("NUL"));
         assert!(of(Role::Single, &format!("/{}", "x".repeat(251))).unwrap_err().contains("longer than a file name"));
         assert!(of(Role::Single, &format!("/{}", "x".repeat(250))).is_ok());
-        assert!(of(Role::Single, &"/xxx".repeat(1000)).unwrap_err().contains("longer than a path"));
+        // "kata_" is put before the last part, and the first slash is not counted.
+        let place = |length: usize| format!("{}/{}", "/xxx".repeat(900), "y".repeat(length - 3600 - 5));
+        assert_eq!(of(Role::Single, &place(LONGEST_PLACE)).unwrap().len(), LONGEST_PLACE);
+        assert!(of(Role::Single, &place(LONGEST_PLACE + 1)).unwrap_err().contains("longer than a path"));
     }
 
     #[test]

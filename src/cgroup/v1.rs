@@ -110,7 +110,8 @@ fn site(group: GroupPath, part: Part, vm: &Vm, record: &Record) -> Result<Site, 
     let child = site.group.child("vcpu");
     let ours = level(&child, record)?;
     let is_made = ours.standing.as_ref().is_some_and(|standing| standing.is_ours);
-    if is_made || holds_vmm_threads(&site, vm) {
+    let is_adopted = record.adopted.iter().any(|adopted| adopted.path == site.group.absolute());
+    if is_made || (!is_adopted && holds_vmm(&site, vm)) {
         site.levels.push(ours);
         site.group = child;
     } else {
@@ -119,13 +120,10 @@ fn site(group: GroupPath, part: Part, vm: &Vm, record: &Record) -> Result<Site, 
     Ok(site)
 }
 
-/// Whether the group holds threads of the VMM that are no vCPUs. Kernel workers do not count: they are born beside the vCPU
-/// that made them.
-fn holds_vmm_threads(site: &Site, vm: &Vm) -> bool {
-    let others = vm.vmm().into_iter().flat_map(|vmm| &vmm.threads);
-    others
-        .filter(|thread| !thread.is_user_worker && !vm.is_vcpu(thread.tid))
-        .any(|thread| site.place_of(thread).as_ref() == Some(&site.group))
+/// Whether the group holds the VMM itself: its first thread, which is no vCPU. Others may be born beside a vCPU and mean nothing.
+fn holds_vmm(site: &Site, vm: &Vm) -> bool {
+    let leader = vm.vmm().and_then(|vmm| vmm.leader()).filter(|leader| !vm.is_vcpu(leader.tid));
+    leader.and_then(|leader| site.place_of(leader)).as_ref() == Some(&site.group)
 }
 
 fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
@@ -134,17 +132,26 @@ fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
 }
 
 /// Reads one level: whose it is, and the values that matter of the controllers that its hierarchy carries.
+///
+/// Ours is what carries our mark, what the record knows by its inode, and what a run that was killed had written down that it
+/// was about to make, as long as nothing is in it.
 pub fn level(path: &GroupPath, record: &Record) -> Result<Level, Error> {
-    let Some(group) = path.open()? else {
-        return Ok(Level { path: path.clone(), standing: None });
-    };
+    let gone = Level { path: path.clone(), standing: None };
+    let Some(group) = path.open()? else { return Ok(gone) };
     let (inode, mark) = (group.inode()?, group.mark());
-    let is_ours = mark.is_some() || record.knows(&path.absolute(), inode);
-    let standing = match read_values(&group, &path.hierarchy) {
-        Err(error) if error.is_gone() => None,
-        values => Some(Standing { inode, mark, is_ours, values: values? }),
+    let absolute = path.absolute();
+    let is_left_by_us = || Ok(record.intended(&absolute) && group.members(path.threads_file())?.is_empty());
+    let is_ours = mark.is_some() || record.knows(&absolute, inode) || is_left_by_us()?;
+    let values = match read_values(&group, &path.hierarchy) {
+        Err(error) if error.is_gone() => return Ok(gone),
+        values => values?,
     };
-    Ok(Level { path: path.clone(), standing })
+    // In a group that has just gone no file is found either.
+    let is_incomplete = path.hierarchy.carries(Controller::Cpuset) && !values.contains_key(CPUS);
+    if is_incomplete && path.open()?.is_none() {
+        return Ok(gone);
+    }
+    Ok(Level { path: path.clone(), standing: Some(Standing { inode, mark, is_ours, values }) })
 }
 
 fn read_values(group: &Group, hierarchy: &Hierarchy) -> Result<Values, Error> {
@@ -175,7 +182,6 @@ pub struct Settings {
     pub assignments: Vec<Assignment>,
     /// The quota and period in µs that act on the vCPUs, be they ours or an ancestor's; none is without limit.
     pub limit: Option<(u64, u64)>,
-    pub shares: Option<u64>,
     /// The CPUs that they may use.
     pub cpus: Option<String>,
     pub notes: Vec<String>,
@@ -208,7 +214,6 @@ fn set_cpu(site: &Site, demand: &Demand, settings: &mut Settings) {
     let mut wanted = vec![(SHARES, demand.shares.to_string())];
     let mut quota = demand.quota();
     settings.limit = quota.map(|quota| (quota, demand.period));
-    settings.shares = Some(demand.shares);
     if let Some((ancestor, limit)) = limit_above(site) {
         let is_reached = quota.is_none_or(|quota| is_at_least((quota, demand.period), limit));
         if is_reached {
@@ -381,7 +386,7 @@ mod tests {
         let expected =
             ["pod/kata_x/cpu.shares 512", "pod/kata_x/cpu.cfs_period_us 100000", "pod/kata_x/cpu.cfs_quota_us 50000"];
         assert_eq!(written(&settings), expected);
-        assert_eq!((settings.limit, settings.shares), (Some((50_000, 100_000)), Some(512)));
+        assert_eq!(settings.limit, Some((50_000, 100_000)));
     }
 
     #[test]
@@ -506,7 +511,7 @@ mod tests {
         use super::*;
         use crate::cgroup::path::SandboxPath;
         use crate::proc::Process;
-        use crate::record::RecordedGroup;
+        use crate::record::{Adopted, RecordedGroup};
         use crate::vmm::kinds::Role;
         use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
         use crate::vmm::{Member, Vm};
@@ -559,6 +564,19 @@ mod tests {
             let site = cpu_site(dir.path(), &vm("/", "/pod/kata_x"), &Record::new("sb"));
             assert!(site.is_adopted);
             assert_eq!(site.own().unwrap().values[SHARES], "77");
+        }
+
+        #[test]
+        fn an_adopted_group_stays_adopted_whatever_is_born_in_it() {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("cpu/pod/kata_x")).unwrap();
+            let mut vm = vm("/", "/pod/kata_x");
+            vm.processes[0].threads.push(testing::thread(103, "1:cpu:/pod/kata_x"));
+            assert!(cpu_site(dir.path(), &vm, &Record::new("sb")).is_adopted, "a thread born beside a vCPU");
+            let mut record = Record::new("sb");
+            record.adopted.push(Adopted { path: dir.path().join("cpu/pod/kata_x"), ..Adopted::default() });
+            let vm = super::survey::vm("/pod/kata_x", "/pod/kata_x");
+            assert!(cpu_site(dir.path(), &vm, &record).is_adopted, "adopted before");
         }
 
         #[test]

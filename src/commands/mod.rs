@@ -104,7 +104,7 @@ pub fn run(hook: &Hook, host: &Host) -> Exit {
 impl Run<'_> {
     fn hook(&mut self, hook: &Hook) -> Result<(), Error> {
         let state = State::read(hook.state.as_deref(), self.deadline)?;
-        let Some(subject) = Subject::of(&state, self)? else {
+        let Some(subject) = Subject::of(&state, self) else {
             self.printed.push("0 steps: not a VM sandbox".into());
             return Ok(());
         };
@@ -116,7 +116,7 @@ impl Run<'_> {
             _ => place::run(self, subject),
         };
         if self.changes() {
-            release::idle(self, &id);
+            release::others(self, &id);
         }
         result
     }

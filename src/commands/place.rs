@@ -16,6 +16,7 @@ use crate::log::Outcome;
 use crate::oci::bundle::Bundle;
 use crate::oci::sandbox::Role;
 use crate::record::{Container, Record, Store};
+use crate::vmm::Member;
 
 /// Places the sandbox of `subject`.
 pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
@@ -24,7 +25,7 @@ pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
     let mounts = Mounts::read(&run.host.proc)?;
     // Before the VM is there nothing is made, not even a lock.
     let known = Store::peek(&run.config.state_dir, run.host.owner, &subject.sandbox.id)?;
-    let Some(vm) = vm::find(run, subject, &known, &mounts, Some(Instant::now())) else {
+    let Some(mut vm) = vm::find(run, subject, &known, &mounts, Some(Instant::now())) else {
         run.printed.push("0 steps: no VMM yet".into());
         return Ok(());
     };
@@ -40,6 +41,8 @@ pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
     }
     let store = Store::open(&run.config.state_dir, run.host.owner)?;
     let _lock = store.lock(&subject.sandbox.id, run.deadline)?;
+    // Another hook of this sandbox may have placed it while we waited for the lock.
+    vm.processes.iter_mut().for_each(Member::read_threads);
     let known = bookkeeping::load(run, &store, &subject.sandbox.id)?;
     let mut record = known.clone();
     join(&mut record, subject, &bundle)?;

@@ -4,6 +4,10 @@
 //! limits stay, since a crash loop must not free the guest. The end is the poststop of the sandbox itself or of a single
 //! container, or the VMM's death. Nothing is ever killed: what still lives is moved out and named.
 
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
 use crate::apply::{Apply, Done};
 use crate::cgroup::leftover;
 use crate::cgroup::mounts::Mounts;
@@ -11,9 +15,9 @@ use crate::cgroup::path::SandboxPath;
 use crate::commands::settle::{Change, settle};
 use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
-use crate::deadline::Backoff;
+use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
-use crate::log::Outcome;
+use crate::log::{Outcome, Report};
 use crate::oci::sandbox::Role;
 use crate::plan::{self, Plan};
 use crate::record::{Progress, Record, Store};
@@ -53,23 +57,27 @@ fn path_of(record: &Record, subject: &Subject) -> Option<SandboxPath> {
     })
 }
 
+/// Whether the VMM lives. One that cannot prove itself this time is not dead for that.
 fn is_vmm_alive(run: &mut Run, subject: &Subject, record: &Record) -> Result<bool, Error> {
-    if lives(run, record) {
+    if record.vmm().is_some() && lives(run, record) {
         return Ok(true);
     }
     let mounts = Mounts::read(&run.host.proc)?;
     let is_found = vm::find(run, subject, record, &mounts, None).is_some();
-    run.report.notes.clear();
-    Ok(is_found)
+    let is_refused = run.report.outcome == Outcome::Refused && record.vmm().is_none();
+    if !is_refused {
+        run.report.notes.clear();
+    }
+    Ok(is_found || is_refused)
 }
 
-/// Whether the recorded VMM still runs.
+/// Whether the recorded VMM still runs; what cannot be seen is not dead.
 fn lives(run: &Run, record: &Record) -> bool {
-    record.vmm().is_some_and(|vmm| {
-        let process = run.host.proc.process(vmm.pid).ok().flatten();
-        let stat = process.and_then(|process| process.stat().ok());
-        stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_dead())
-    })
+    let Some(vmm) = record.vmm() else { return false };
+    match run.host.proc.process(vmm.pid).and_then(|process| process.map(|process| process.stat()).transpose()) {
+        Ok(stat) => stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_dead()),
+        Err(errno) => !matches!(errno, Errno::ENOENT | Errno::ESRCH),
+    }
 }
 
 /// A workload's end while the VM lives: the others' demand is what remains.
@@ -79,7 +87,9 @@ fn forget_container(run: &mut Run, subject: &Subject, known: &Record, store: Opt
     if !record.containers.is_empty() {
         return settle(run, subject, Change { known, record, pod: None, store }, None);
     }
-    run.report.outcome = Outcome::Unchanged;
+    if run.report.outcome != Outcome::Refused {
+        run.report.outcome = Outcome::Unchanged;
+    }
     run.printed.push("0 steps".into());
     if !was_known {
         return Ok(());
@@ -131,38 +141,35 @@ fn plan_end(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Res
     Ok(plan::release(&leftover::of(record, path, mounts)?, leftover::restorations(record, mounts)?))
 }
 
-/// Releases other sandboxes that were left idle or half released and whose VMM is gone. What fails here is not this
+/// How long the release of others may take at the cost of this container's start.
+const FOR_OTHERS: Duration = Duration::from_millis(200);
+
+/// Releases other sandboxes whose VMM is gone: idle ones, and what was left when a run was killed. What fails here is not this
 /// container's failure: it is told and left for the next run.
-pub(super) fn idle(run: &mut Run, except: &str) {
+pub(super) fn others(run: &mut Run, except: &str) {
     let Ok(Some(store)) = Store::open_existing(&run.config.state_dir, run.host.owner) else { return };
-    for id in store.sandboxes() {
-        if id == except || run.deadline.left().is_zero() {
-            continue;
+    let deadline = Deadline::after(Instant::now(), FOR_OTHERS.min(run.deadline.left()));
+    for id in store.sandboxes().into_iter().filter(|id| id != except) {
+        if deadline.left().is_zero() {
+            return;
         }
-        if let Err(error) = release_if_dead(run, &store, &id) {
-            run.report.note(format!("sandbox {id} not released: {error}"));
+        let mut other = Run { deadline: &deadline, report: Report::default(), printed: Vec::new(), ..*run };
+        match release_if_dead(&mut other, &store, &id) {
+            Ok(true) => run.report.note(format!("released sandbox {id}, whose VMM is gone")),
+            Ok(false) => {}
+            Err(error) => run.report.note(format!("sandbox {id} not released: {error}")),
         }
     }
 }
 
-fn release_if_dead(run: &mut Run, store: &Store, id: &str) -> Result<(), Error> {
-    let is_over =
-        |record: &Record, run: &Run| matches!(record.state, Progress::Idle | Progress::Releasing) && !lives(run, record);
+fn release_if_dead(run: &mut Run, store: &Store, id: &str) -> Result<bool, Error> {
+    let is_over = |record: &Record, run: &Run| record.vmm().is_some() && !lives(run, record);
     if !store.load(id)?.is_some_and(|record| is_over(&record, run)) {
-        return Ok(());
+        return Ok(false);
     }
     // Somebody else is at it: they will see to it.
-    let Some(_lock) = store.try_lock(id)? else { return Ok(()) };
-    let Some(mut record) = store.load(id)?.filter(|record| is_over(record, run)) else {
-        return Ok(());
-    };
-    let (outcome, printed) = (run.report.outcome, run.printed.len());
+    let Some(_lock) = store.try_lock(id)? else { return Ok(false) };
+    let Some(mut record) = store.load(id)?.filter(|record| is_over(record, run)) else { return Ok(false) };
     let path = SandboxPath::recorded(&record.path);
-    let result = end(run, &mut record, path.as_ref(), Some(store));
-    run.report.outcome = outcome;
-    run.printed.truncate(printed);
-    if result.is_ok() {
-        run.report.note(format!("released idle sandbox {id}"));
-    }
-    result
+    end(run, &mut record, path.as_ref(), Some(store)).map(|()| true)
 }

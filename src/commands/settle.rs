@@ -3,9 +3,11 @@
 //! Read, plan, apply, and again until a fresh reading leaves nothing to plan: the proof that it holds, and what takes up the
 //! threads that came meanwhile. On failure everything that this run did is undone.
 
+use std::time::Instant;
+
 use oci_spec::runtime::LinuxCpu;
 
-use crate::apply::{Apply, Done};
+use crate::apply::{Apply, Done, Outcome};
 use crate::cgroup::demand::Demand;
 use crate::cgroup::mounts::Mounts;
 use crate::cgroup::path::SandboxPath;
@@ -14,12 +16,12 @@ use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
-use crate::log::Outcome;
+use crate::log;
 use crate::plan::{self, Plan};
 use crate::record::{Progress, Record, Store};
 use crate::vmm::Vm;
 
-/// How often a plan may be followed by another before something is fighting us.
+/// How many plans may be done one after the other before something is fighting us.
 const MOST_ROUNDS: usize = 12;
 
 /// A sandbox's change from what its record said to what it says now.
@@ -62,20 +64,26 @@ fn converge(
     let record = &mut change.record;
     let path = SandboxPath::recorded(&record.path).ok_or_else(|| Error::Unsettled("no place recorded".into()))?;
     let demand = Demand::of(record.containers.values().map(|container| &container.cpu).chain(&change.pod))?;
-    let mut backoff = Backoff::default();
-    for round in 0..MOST_ROUNDS {
+    let mut patience = Some(Instant::now()).filter(|_| found.is_none());
+    let (mut tries, mut refused) = (Tries::default(), None::<Error>);
+    loop {
         run.deadline.check("look at the VMM's threads")?;
-        let Some(vm) = found.take().or_else(|| vm::find(run, subject, record, &mounts, None)) else { return Ok(false) };
+        let Some(vm) = found.take().or_else(|| vm::find(run, subject, record, &mounts, patience.take())) else {
+            return Ok(false);
+        };
         let sites = v1::survey(&mounts, &path, &vm, record)?;
-        refuse_taken(&sites, record, change.store)?;
+        refuse_taken(run, &sites, record)?;
         let plan = match plan::place(&vm, &sites, &demand) {
             // Another hook may have made it just now, and be about to fill it.
-            Err(Error::EmptyCpuset { .. }) if round < MOST_ROUNDS / 2 && run.changes() => {
-                backoff.pause(run.deadline);
+            Err(error @ Error::EmptyCpuset { .. }) if run.changes() => {
+                tries.again_after(error, run.deadline)?;
                 continue;
             }
             plan => plan?,
         };
+        if let Some(error) = refused.take().filter(|error| plan.repeats(error)) {
+            return Err(error);
+        }
         report(run, &vm, &plan);
         let is_news = bookkeeping::update(record, &mounts, &vm, &sites);
         let Some(store) = change.store.filter(|_| !plan.steps.is_empty()) else {
@@ -87,9 +95,44 @@ fn converge(
             store.save(record)?;
         }
         let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
-        apply.place(&plan.steps, done)?;
+        match apply.place(&plan.steps, done) {
+            Ok(Outcome::Done) => tries.one_more_round()?,
+            // Other hooks make and prune the parents that we share.
+            Ok(Outcome::Changed) => tries.backoff.pause(run.deadline),
+            // The group above may have been given less in this moment. If so, the next plan is another.
+            Err(error) if error.is_limit_refused() => refused = Some(error),
+            Err(error) => return Err(error),
+        }
     }
-    Err(Error::Unsettled(format!("after {MOST_ROUNDS} rounds something still moves threads or groups back")))
+}
+
+/// How often it was tried, and for how much longer that makes sense.
+#[derive(Default)]
+struct Tries {
+    rounds: usize,
+    refusals: usize,
+    backoff: Backoff,
+}
+
+impl Tries {
+    /// A plan was done whole; after a few of them something is fighting us.
+    fn one_more_round(&mut self) -> Result<(), Error> {
+        self.rounds += 1;
+        if self.rounds < MOST_ROUNDS {
+            return Ok(());
+        }
+        Err(Error::Unsettled(format!("after {MOST_ROUNDS} rounds something still moves threads or changes values back")))
+    }
+
+    /// `error` may be of the moment: the first few are waited out.
+    fn again_after(&mut self, error: Error, deadline: &Deadline) -> Result<(), Error> {
+        self.refusals += 1;
+        if self.refusals > 5 {
+            return Err(error);
+        }
+        self.backoff.pause(deadline);
+        Ok(())
+    }
 }
 
 /// Saves the record of a placed sandbox and says how it went.
@@ -99,9 +142,9 @@ fn keep(run: &mut Run, change: &mut Change, done: &Done) -> Result<(), Error> {
     let is_partial = vcpus.is_none_or(|vcpus| vcpus.is_partial() || vcpus.threads.is_empty());
     let is_unchanged = done.created + done.moved + done.set == 0;
     run.report.outcome = match (is_partial, is_unchanged) {
-        (true, _) => Outcome::Partial,
-        (false, true) => Outcome::Unchanged,
-        (false, false) => Outcome::Placed,
+        (true, _) => log::Outcome::Partial,
+        (false, true) => log::Outcome::Unchanged,
+        (false, false) => log::Outcome::Placed,
     };
     match change.store {
         Some(store) if change.record != *change.known || !is_unchanged => store.save(&change.record),
@@ -131,12 +174,12 @@ fn undo(run: &mut Run, change: &Change, done: &mut Done, cause: Option<Error>) -
 }
 
 /// No group that is marked for another sandbox, if that has a record or anything in the group.
-fn refuse_taken(sites: &[Site], record: &Record, store: Option<&Store>) -> Result<(), Error> {
+fn refuse_taken(run: &Run, sites: &[Site], record: &Record) -> Result<(), Error> {
     for site in sites {
         let mark = site.own().and_then(|own| own.mark.clone()).filter(|mark| *mark != record.sandbox);
         let (Some(owner), Some(group)) = (mark, site.group.open()?) else { continue };
-        let is_recorded = store.map_or(Ok(None), |store| store.load(&owner))?.is_some();
-        if is_recorded || !group.members(site.group.threads_file())?.is_empty() {
+        let store = Store::open_existing(&run.config.state_dir, run.host.owner)?;
+        if store.is_some_and(|store| store.has(&owner)) || !group.members(site.group.threads_file())?.is_empty() {
             return Err(Error::Taken { path: site.group.absolute(), owner });
         }
     }

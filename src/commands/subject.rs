@@ -26,30 +26,31 @@ pub(super) struct Subject {
 
 impl Subject {
     /// The subject of `state`; `None` if it is no VM sandbox's.
-    pub(super) fn of(state: &State, run: &mut Run) -> Result<Option<Self>, Error> {
-        let by_state = Sandbox::named_by(&state.annotations);
+    pub(super) fn of(state: &State, run: &mut Run) -> Option<Self> {
+        let named_by = |annotations| Sandbox::named_by(annotations, &state.id, &state.bundle);
+        let by_state = named_by(&state.annotations);
         if let Some(sandbox) = &by_state {
-            if !is_known(sandbox, &dirs_of(sandbox, run), run)? {
-                return Ok(None);
+            if !is_known(sandbox, &dirs_of(sandbox, run), run) {
+                return None;
             }
         }
         let bundle = Bundle::read(&state.bundle);
-        let by_bundle = bundle.as_ref().ok().and_then(|bundle| Sandbox::named_by(&bundle.annotations));
+        let by_bundle = bundle.as_ref().ok().and_then(|bundle| named_by(&bundle.annotations));
         let sandbox = match by_bundle.or(by_state) {
             Some(sandbox) => sandbox,
-            None if bundle.is_err() && run.stage == Stage::Poststop => by_record(state, run)?,
+            None if bundle.is_err() && run.stage == Stage::Poststop => by_record(state, run),
             None => Sandbox::single(&state.id),
         };
         let dirs = dirs_of(&sandbox, run);
-        if !is_known(&sandbox, &dirs, run)? {
-            return Ok(None);
+        if !is_known(&sandbox, &dirs, run) {
+            return None;
         }
         let container = match sandbox.role {
             // Go Kata's poststart and poststop give the sandbox's id for every container.
             Role::Workload if state.id == sandbox.id => bundle::name_of(&state.bundle),
             _ => state.id.clone(),
         };
-        Ok(Some(Self { sandbox, container, state: state.clone(), bundle, dirs }))
+        Some(Self { sandbox, container, state: state.clone(), bundle, dirs })
     }
 }
 
@@ -58,40 +59,35 @@ fn dirs_of(sandbox: &Sandbox, run: &Run) -> RuntimeDirs {
 }
 
 /// Whether this is a VM sandbox: it has a runtime directory, or, once that is gone, a record of ours.
-fn is_known(sandbox: &Sandbox, dirs: &RuntimeDirs, run: &mut Run) -> Result<bool, Error> {
+fn is_known(sandbox: &Sandbox, dirs: &RuntimeDirs, run: &mut Run) -> bool {
     if !dirs.is_empty() {
-        return Ok(true);
+        return true;
     }
-    if run.stage == Stage::Poststop && has_record(sandbox, run)? {
-        return Ok(true);
+    if run.stage == Stage::Poststop && has_record(sandbox, run) {
+        return true;
     }
     if let Some(why) = dirs.refused.first() {
         run.report.outcome = Outcome::Refused;
         run.report.sandbox = Some(sandbox.id.clone());
         run.report.note(format!("no runtime directory that can be trusted: {why}"));
     }
-    Ok(false)
+    false
 }
 
-fn has_record(sandbox: &Sandbox, run: &Run) -> Result<bool, Error> {
-    match Store::open_existing(&run.config.state_dir, run.host.owner)? {
-        Some(store) => Ok(store.has(&sandbox.id)),
-        None => Ok(false),
-    }
+/// Whether there is a record of it. What cannot be read is none: it must not fail a container that is not ours.
+fn has_record(sandbox: &Sandbox, run: &Run) -> bool {
+    let store = Store::open_existing(&run.config.state_dir, run.host.owner);
+    store.ok().flatten().is_some_and(|store| store.has(&sandbox.id))
 }
 
 /// Without annotations or config.json a poststop finds its container by bundle in the records; else `id` is the sandbox's.
-fn by_record(state: &State, run: &Run) -> Result<Sandbox, Error> {
-    let single = Sandbox::single(&state.id);
-    let Some(store) = Store::open_existing(&run.config.state_dir, run.host.owner)? else {
-        return Ok(single);
-    };
-    for id in store.sandboxes() {
-        let container = store.load(&id)?.and_then(|mut record| record.containers.remove(&state.bundle));
-        if let Some(container) = container {
-            let role = if container.id == id { Role::Single } else { Role::Workload };
-            return Ok(Sandbox { id, role });
-        }
-    }
-    Ok(single)
+fn by_record(state: &State, run: &Run) -> Sandbox {
+    let store = Store::open_existing(&run.config.state_dir, run.host.owner).ok().flatten();
+    let records = store.iter().flat_map(|store| store.sandboxes().into_iter().filter_map(|id| store.load(&id).ok().flatten()));
+    let found = records.into_iter().find_map(|mut record| {
+        let container = record.containers.remove(&state.bundle)?;
+        let role = if container.id == record.sandbox { Role::Single } else { Role::Workload };
+        Some(Sandbox { id: record.sandbox, role })
+    });
+    found.unwrap_or_else(|| Sandbox::single(&state.id))
 }

@@ -2,6 +2,11 @@
 //!
 //! The annotations decide, config.json's before the state's; without any it is a single container that is its own sandbox. Only
 //! that last case uses the state's `id`, which is the sandbox's own there at every stage.
+//!
+//! A pod's author can add annotations: CRI-O copies them onto every container. So where two engines' keys are there and
+//! disagree, those of the engine that made the bundle count, and nobody is a pause container but under the sandbox's own id.
+
+use std::path::Path;
 
 use crate::oci::state::{Annotations, is_id};
 
@@ -26,22 +31,14 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// The sandbox that `annotations` name; `None` if they name none, or one that is no id.
-    pub fn named_by(annotations: &Annotations) -> Option<Self> {
-        let families = [
-            (&annotations.containerd_type, &annotations.containerd_sandbox),
-            (&annotations.crio_type, &annotations.crio_sandbox),
-            (&annotations.docker_type, &annotations.docker_sandbox),
-        ];
-        families.into_iter().find_map(|(kind, id)| {
-            let role = match kind.as_deref()? {
-                "sandbox" | "podsandbox" => Role::Sandbox,
-                "container" => Role::Workload,
-                _ => return None,
-            };
-            let id = id.as_ref().filter(|id| is_id(id))?;
-            Some(Self { id: id.clone(), role })
-        })
+    /// The sandbox that `annotations` name for the container `id` with the bundle at `bundle`; `None` if they name none.
+    pub fn named_by(annotations: &Annotations, id: &str, bundle: &Path) -> Option<Self> {
+        let containerd = named(annotations.containerd_type.as_deref(), annotations.containerd_sandbox.as_deref());
+        let crio = named(annotations.crio_type.as_deref(), annotations.crio_sandbox.as_deref());
+        let docker = named(annotations.docker_type.as_deref(), annotations.docker_sandbox.as_deref());
+        let is_of_crio = bundle.ends_with("userdata");
+        let sandbox = if is_of_crio { crio.or(containerd) } else { containerd.or(crio) }.or(docker)?;
+        (sandbox.role != Role::Sandbox || sandbox.id == id).then_some(sandbox)
     }
 
     /// A container that is its own sandbox.
@@ -50,12 +47,29 @@ impl Sandbox {
     }
 }
 
+/// What one engine's keys say.
+fn named(kind: Option<&str>, id: Option<&str>) -> Option<Sandbox> {
+    let role = match kind? {
+        "sandbox" | "podsandbox" => Role::Sandbox,
+        "container" => Role::Workload,
+        _ => return None,
+    };
+    let id = id.filter(|id| is_id(id))?.to_owned();
+    Some(Sandbox { id, role })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What container `s` with a bundle of containerd's is.
     fn sandbox(json: &str) -> Option<(String, Role)> {
-        Sandbox::named_by(&serde_json::from_str(json).unwrap()).map(|sandbox| (sandbox.id, sandbox.role))
+        sandbox_of(json, "s", "/run/containerd/io.containerd.runtime.v2.task/k8s.io/s")
+    }
+
+    fn sandbox_of(json: &str, id: &str, bundle: &str) -> Option<(String, Role)> {
+        let annotations = serde_json::from_str(json).unwrap();
+        Sandbox::named_by(&annotations, id, Path::new(bundle)).map(|sandbox| (sandbox.id, sandbox.role))
     }
 
     #[test]
@@ -69,10 +83,19 @@ mod tests {
     }
 
     #[test]
-    fn containerd_is_asked_before_cri_o() {
+    fn where_keys_disagree_those_of_the_engine_that_made_the_bundle_count() {
         let both = r#"{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"a",
-                       "io.kubernetes.cri-o.ContainerType":"sandbox","io.kubernetes.cri-o.SandboxID":"b"}"#;
+                       "io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.cri-o.SandboxID":"b"}"#;
         assert_eq!(sandbox(both), Some(("a".into(), Role::Workload)));
+        let crio = "/run/containers/storage/overlay-containers/c/userdata";
+        assert_eq!(sandbox_of(both, "c", crio), Some(("b".into(), Role::Workload)));
+    }
+
+    #[test]
+    fn nobody_is_the_pause_container_of_a_sandbox_but_under_its_id() {
+        let pause = r#"{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"victim"}"#;
+        assert_eq!(sandbox_of(pause, "evil", "/b"), None);
+        assert_eq!(sandbox_of(pause, "victim", "/b"), Some(("victim".into(), Role::Sandbox)));
     }
 
     #[test]

@@ -213,7 +213,7 @@ impl<'a> Search<'a> {
 
     /// The row of the table that the process runs, proved by the file that it runs.
     fn kind_of(&self, process: &Process, start: u64, role: Role, source: Source<'_>) -> Result<&'a Kind, Doubt> {
-        let (link, file) = process.executable()?;
+        let link = process.executable()?;
         // "/usr/bin/qemu (deleted)": upgraded under a running VM (proc_pid_exe(5)).
         let (path, is_deleted) = match link.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
             Some(path) => (Path::new(OsStr::from_bytes(path)), true),
@@ -226,7 +226,7 @@ impl<'a> Search<'a> {
         if is_deleted && known {
             return Ok(kind);
         }
-        if is_deleted || !self.is_file_of_ours(path, &file) {
+        if is_deleted || !self.is_file_of_ours(path, &process.executable_file()?) {
             return Err(Doubt::Unproven(format!("runs {}, which is not the host's own file of that path", link.display())));
         }
         Ok(kind)

@@ -137,7 +137,8 @@ impl Kinds {
 
     /// Whether a VMM of `kind` lives within the runtime's shim, so that its executable alone does not tell it from one.
     pub fn is_shim_too(&self, kind: &Kind) -> bool {
-        self.0.iter().any(|other| other.role == Role::Shim && other.executables == kind.executables)
+        let shims = self.0.iter().filter(|other| other.role == Role::Shim);
+        kind.role == Role::Vmm && shims.flat_map(|shim| &shim.executables).any(|shim| kind.runs(Path::new(shim)))
     }
 
     /// The rows that an executable at `path` may be.
@@ -248,6 +249,17 @@ mod tests {
         let firecracker = Kinds::default().of_name("firecracker").unwrap().clone();
         assert!(firecracker.names(&arguments(&format!("fc --id {cut}")), &vm, &[]));
         assert!(!firecracker.names(&arguments(&format!("fc --id {}", "a".repeat(31))), &vm, &[]));
+    }
+
+    #[test]
+    fn a_vmm_that_shares_an_executable_with_a_shim_is_one_however_the_rows_are_written() {
+        let mut kinds = Kinds::default();
+        let mut shim = kinds.of_name("shim").unwrap().clone();
+        shim.executables = vec!["/opt/kata/bin/containerd-shim-kata-v2".into()];
+        kinds.add(shim);
+        assert!(kinds.is_shim_too(kinds.of_name("dragonball").unwrap()));
+        assert!(!kinds.is_shim_too(kinds.of_name("qemu").unwrap()));
+        assert!(!kinds.is_shim_too(kinds.of_name("shim").unwrap()));
     }
 
     #[test]

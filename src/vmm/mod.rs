@@ -6,6 +6,8 @@ pub mod kinds;
 pub mod runtime;
 pub mod vcpu;
 
+use nix::errno::Errno;
+
 use crate::proc::{Membership, Process};
 use crate::vmm::kinds::Role;
 use crate::vmm::vcpu::Vcpus;
@@ -69,7 +71,7 @@ impl Member {
         member
     }
 
-    /// Reads its threads anew; one that ends meanwhile is left out.
+    /// Reads its threads anew; one that ends meanwhile is left out. If they cannot be listed, what was known of them stays.
     pub fn read_threads(&mut self) {
         let thread = |tid: i32| {
             let stat = self.process.thread_stat(tid).ok().filter(|stat| !stat.is_dead())?;
@@ -82,7 +84,11 @@ impl Member {
                 groups: self.process.membership(tid).ok()?,
             })
         };
-        self.threads = self.process.threads().unwrap_or_default().into_iter().filter_map(thread).collect();
+        self.threads = match self.process.threads() {
+            Ok(tids) => tids.into_iter().filter_map(thread).collect(),
+            Err(Errno::ENOENT | Errno::ESRCH) => Vec::new(),
+            Err(_) => return,
+        };
     }
 
     /// Its first thread, whose number is the process's; another where that could not be read.

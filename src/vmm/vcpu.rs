@@ -71,6 +71,11 @@ impl Vcpus {
         self.expected.is_some_and(|expected| self.threads.len() < expected)
     }
 
+    /// Whether it is known how many there are, and all of them are found.
+    pub fn are_all_known(&self) -> bool {
+        self.expected == Some(self.threads.len())
+    }
+
     /// The weakest proof that was needed.
     pub fn proof(&self) -> Option<Proof> {
         self.threads.iter().map(|vcpu| vcpu.proof).max()
@@ -91,8 +96,9 @@ pub struct Signs<'a> {
 }
 
 impl Signs<'_> {
-    /// Tells the vCPU threads; `system_call` is asked, only if the better proofs do not reach, what a thread is waiting in.
-    pub fn tell(&self, system_call: impl Fn(i32) -> Option<Vec<u64>>) -> Vcpus {
+    /// Tells the vCPU threads; `system_call` is asked, only if the better proofs do not reach, what a thread is waiting in, and
+    /// `is_thread` whether a thread that was not among those listed is there now.
+    pub fn tell(&self, system_call: impl Fn(i32) -> Option<Vec<u64>>, is_thread: impl Fn(i32) -> bool) -> Vcpus {
         let mut vcpus = Vcpus::default();
         let candidates: Vec<&Thread> = self.threads.iter().filter(|thread| !thread.is_user_worker).collect();
         let lives = |tid: i32| candidates.iter().find(|thread| thread.tid == tid);
@@ -100,7 +106,7 @@ impl Signs<'_> {
         for known in self.debugfs.unwrap_or_default() {
             match lives(known.tid) {
                 Some(thread) => vcpus.add(thread, Some(known.index), Proof::Debugfs),
-                None if known.tid != 0 => vcpus.parked += 1,
+                None if known.tid != 0 && !is_thread(known.tid) => vcpus.parked += 1,
                 None => {}
             }
         }
@@ -160,7 +166,7 @@ pub fn of(process: &Process, threads: &[Thread], patterns: &[Pattern], debugfs: 
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
     let known = debugfs.filter(|_| !vms.is_empty()).and_then(|debugfs| debugfs.vcpus(&tids, &vms));
     let signs = Signs { threads, patterns, descriptors: &descriptors, debugfs: known.as_deref() };
-    Ok(signs.tell(|tid| process.system_call(tid).ok().flatten()))
+    Ok(signs.tell(|tid| process.system_call(tid).ok().flatten(), |tid| process.thread_stat(tid).is_ok()))
 }
 
 #[cfg(test)]
@@ -200,13 +206,16 @@ mod tests {
             let patterns = [Pattern::parse("CPU */KVM").unwrap()];
             let debugfs = self.debugfs.as_deref();
             let signs = Signs { threads: &self.threads, patterns: &patterns, descriptors: &self.descriptors, debugfs };
-            signs.tell(|tid| self.calls.get(&tid).cloned())
+            signs.tell(|tid| self.calls.get(&tid).cloned(), |tid| tid == NEW)
         }
 
         fn found(&self) -> Vec<(i32, Option<u32>, Proof)> {
             self.tell().threads.iter().map(|vcpu| (vcpu.tid, vcpu.index, vcpu.proof)).collect()
         }
     }
+
+    /// A thread that has come since the others were listed.
+    const NEW: i32 = 77;
 
     const UNNAMED: &[&str] = &["qemu", "qemu", "qemu", "qemu", "kvm-nx-lpage-re"];
 
@@ -218,6 +227,14 @@ mod tests {
         assert_eq!(vmm.found(), [(3, Some(0), Proof::Debugfs), (4, Some(1), Proof::Debugfs)]);
         assert!(!vmm.tell().is_partial());
         assert_eq!(vmm.tell().proof(), Some(Proof::Debugfs));
+    }
+
+    #[test]
+    fn proofs_have_the_contracts_words() {
+        assert_eq!(
+            [Proof::Debugfs, Proof::Name, Proof::Syscall].map(|proof| proof.to_string()),
+            ["debugfs", "name", "syscall"]
+        );
     }
 
     #[test]
@@ -263,6 +280,13 @@ mod tests {
         let vcpus = vmm.tell();
         assert_eq!((vcpus.threads.len(), vcpus.expected, vcpus.parked), (2, Some(2), 1));
         assert!(!vcpus.is_partial());
+    }
+
+    #[test]
+    fn a_vcpu_that_has_just_come_is_missing_and_not_parked() {
+        let vmm = Vmm::of(UNNAMED).debugfs(&[(0, 3), (1, NEW)]);
+        assert_eq!((vmm.tell().parked, vmm.tell().is_partial()), (0, true));
+        assert!(!vmm.tell().are_all_known());
     }
 
     #[test]
