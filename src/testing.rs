@@ -59,14 +59,14 @@ impl FakeProc {
         for thread in [fake.pid].iter().chain(&fake.threads) {
             let task = dir.join("task").join(thread.to_string());
             std::fs::create_dir_all(&task).unwrap();
-            self.write_common(fake, *thread, &task);
+            Self::write_common(fake, *thread, &task);
             if *thread != fake.pid {
                 // A fake that is put there once more keeps its threads.
                 let _ = symlink(&task, self.dir.path().join(thread.to_string()));
             }
         }
         std::fs::create_dir_all(dir.join("fd")).unwrap();
-        self.write_common(fake, fake.pid, &dir);
+        Self::write_common(fake, fake.pid, &dir);
         std::fs::write(dir.join("cmdline"), fake.arguments.replace(' ', "\0") + "\0").unwrap();
         let _ = std::fs::remove_file(dir.join("exe"));
         symlink(&fake.executable, dir.join("exe")).unwrap();
@@ -74,7 +74,7 @@ impl FakeProc {
         std::fs::write(dir.join(format!("task/{}/children", fake.pid)), children.concat()).unwrap();
     }
 
-    fn write_common(&self, fake: &Fake, thread: i32, dir: &Path) {
+    fn write_common(fake: &Fake, thread: i32, dir: &Path) {
         let zeros = "0 ".repeat(23);
         let Fake { parent, state, start, .. } = fake;
         let stat = format!("{thread} (any) {state} {parent} 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0 {start} 1 1 {zeros}0 0\n");

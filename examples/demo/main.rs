@@ -64,7 +64,7 @@ fn what_is_missing(hook: &Path) -> Option<String> {
 /// Lets a child do the work, and cleans up behind it however it ends.
 fn watch_over(hook: &str) -> ExitCode {
     testenv::shared_parents_before();
-    let name = format!("kch-demo-{}", std::process::id());
+    let name = format!("kch-test-{}", std::process::id());
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signals.add(signal);

@@ -345,21 +345,22 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    /// A site at `rel` whose levels have these values, `None` for one that is to be made, top first; `ours` from that level on.
-    fn site(controller: Controller, rel: &str, values: &[Option<&[(&'static str, &str)]>], ours: usize) -> Site {
-        let hierarchy = testing::hierarchy(&[controller]);
-        let group = GroupPath::new(&hierarchy, rel);
-        let paths: Vec<GroupPath> = std::iter::once(GroupPath::new(&hierarchy, "")).chain(group.chain()).collect();
-        assert_eq!(paths.len(), values.len());
-        let level = |(index, (path, values)): (usize, (&GroupPath, &Option<&[(&'static str, &str)]>))| Level {
-            path: path.clone(),
-            standing: values.map(|values| Standing {
-                is_ours: index >= ours,
-                values: values.iter().map(|(file, value)| (*file, (*value).to_owned())).collect(),
-                ..Standing::default()
-            }),
+    /// The files of a level and what is in them; `None` for one that is to be made.
+    type Fake<'a> = Option<&'a [(&'static str, &'static str)]>;
+
+    /// A site at `rel` whose levels are these, top first; `ours` from that level on.
+    fn site(controller: Controller, rel: &str, fakes: &[Fake], ours: usize) -> Site {
+        let group = GroupPath::new(&testing::hierarchy(&[controller]), rel);
+        let paths: Vec<GroupPath> = std::iter::once(GroupPath::new(&group.hierarchy, "")).chain(group.chain()).collect();
+        assert_eq!(paths.len(), fakes.len());
+        let standing = |is_ours: bool, values: &[(&'static str, &str)]| {
+            let values = values.iter().map(|(file, value)| (*file, (*value).to_owned())).collect();
+            Standing { is_ours, values, ..Standing::default() }
         };
-        let levels = paths.iter().zip(values).enumerate().map(level).collect();
+        let mut levels = Vec::new();
+        for (index, (path, fake)) in paths.into_iter().zip(fakes).enumerate() {
+            levels.push(Level { path, standing: fake.map(|values| standing(index >= ours, values)) });
+        }
         Site { part: controller.part(), group, levels, is_adopted: false }
     }
 
@@ -373,7 +374,7 @@ mod tests {
         settings.assignments.iter().map(line).collect()
     }
 
-    fn cpu(values: &[Option<&[(&'static str, &str)]>], json: &str) -> Settings {
+    fn cpu(values: &[Fake], json: &str) -> Settings {
         settings(&[site(Controller::Cpu, "pod/kata_x", values, 2)], &demand(json)).unwrap()
     }
 
@@ -437,7 +438,7 @@ mod tests {
 
     #[test]
     fn the_nearest_ancestor_with_a_limit_counts() {
-        let values: &[Option<&[_]>] = &[Some(&[]), Some(LIMITED), Some(UNLIMITED), None];
+        let values: &[Fake] = &[Some(&[]), Some(LIMITED), Some(UNLIMITED), None];
         let sites = [site(Controller::Cpu, "a/b/kata_x", values, 3)];
         let settings = settings(&sites, &demand(r#"{"quota":200000,"period":100000}"#)).unwrap();
         assert_eq!(settings.limit, Some((100_000, 100_000)));
@@ -458,7 +459,7 @@ mod tests {
     const ALL: &[(&str, &str)] = &[(CPUS, "0-3"), (MEMS, "0-1")];
     const EMPTY: &[(&str, &str)] = &[(CPUS, ""), (MEMS, "")];
 
-    fn cpuset(values: &[Option<&[(&'static str, &str)]>], ours: usize, json: &str) -> Result<Settings, Error> {
+    fn cpuset(values: &[Fake], ours: usize, json: &str) -> Result<Settings, Error> {
         settings(&[site(Controller::Cpuset, "pod/kata_x", values, ours)], &demand(json))
     }
 

@@ -455,7 +455,9 @@ mod tests {
             helper(400, "sh", vec![401]),
             helper(401, "virtiofsd", vec![]),
         ];
-        fakes.iter().for_each(|fake| host.proc.add(fake));
+        for fake in &fakes {
+            host.proc.add(fake);
+        }
         assert_eq!(host.find(), (Some(100), vec![200, 300, 201], vec![]));
     }
 

@@ -1,0 +1,202 @@
+# make help lists the targets. Only deps touches apt or rustup.
+
+CARGO      ?= cargo
+RUSTC      ?= rustc
+# For your own flags, as in `make build CARGO_FLAGS=--offline`.
+CARGO_FLAGS ?=
+TARGET     ?= $(shell uname -m)-unknown-linux-musl
+DESTDIR    ?=
+PREFIX     ?= /usr
+LIBEXECDIR ?= $(PREFIX)/libexec
+# Fixed for packagers; nothing is installed in these two yet.
+SYSCONFDIR ?= /etc
+UNITDIR    ?= $(PREFIX)/lib/systemd/system
+# Where make check puts the tools that it has to build.
+TOOLS      ?= $(CURDIR)/build/tools
+
+NAME         := kata-cgroup-hook
+VERSION      := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+CARGO_DENY_VERSION := 0.20.2
+
+BIN_DIR  := $(LIBEXECDIR)/oci/hooks.d
+JSON_DIR := $(PREFIX)/share/containers/oci/hooks.d
+LINK_DIR := $(PREFIX)/sbin
+
+# A command that is said before it is run.
+DO := do_it() { echo "+ $$*"; "$$@"; }
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help deps build run test test-quick test-all check cargo-deny audit vm bench soak fuzz deb rpm dist install uninstall clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { n = split($$1, t, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", t[i], $$2 }' \
+		$(MAKEFILE_LIST)
+
+# What the tests and the demo start is looked for as a command, not as a package: what is there by other means will do.
+# An older toolchain is needed by make check alone, so make run does not ask for it.
+run: WITHOUT_RUST_VERSION = 1
+deps: ## install what run, test and check need, each command printed first; NO_DEPS=1 only says what is missing
+	@$(DO)
+	have_virtiofsd() { [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || command -v virtiofsd >/dev/null; }
+
+	if ! command -v '$(firstword $(CARGO))' >/dev/null; then
+		echo 'make deps: no $(CARGO): install Rust $(RUST_VERSION) or newer (https://rustup.rs)' >&2
+		[ -n '$(NO_DEPS)' ] || exit 1
+	fi
+
+	packages=()
+	command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
+	command -v strace >/dev/null || packages+=(strace)
+	command -v cc >/dev/null || packages+=(gcc libc6-dev)
+	have_virtiofsd || packages+=(virtiofsd)
+	if [ $${#packages[@]} -gt 0 ] && [ -n '$(NO_DEPS)' ]; then
+		echo "make deps: missing (Debian and Ubuntu packages): $${packages[*]}"
+	elif [ $${#packages[@]} -gt 0 ]; then
+		if ! command -v apt-get >/dev/null; then
+			echo "make deps: no apt-get here; install what these Debian packages hold, or use NO_DEPS=1: $${packages[*]}" >&2
+			exit 1
+		fi
+		as_root=()
+		if [ "$$(id -u)" -ne 0 ]; then
+			if ! command -v sudo >/dev/null; then
+				echo "make deps: as root, please (or NO_DEPS=1): apt-get install $${packages[*]}" >&2
+				exit 1
+			fi
+			as_root=(sudo)
+		fi
+		do_it "$${as_root[@]}" apt-get update -q
+		# virtiofsd is a package of its own in newer releases; in older ones QEMU's common files hold it.
+		for i in "$${!packages[@]}"; do
+			if [ "$${packages[i]}" = virtiofsd ] && ! LC_ALL=C apt-cache policy virtiofsd | grep -q 'Candidate: [^(]'; then
+				packages[i]=qemu-system-common
+			fi
+		done
+		do_it "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${packages[@]}"
+	fi
+
+	if libdir=$$($(RUSTC) --print target-libdir --target $(TARGET) 2>/dev/null) && [ -d "$$libdir" ]; then
+		:
+	elif [ -n '$(NO_DEPS)' ] || ! command -v rustup >/dev/null; then
+		echo 'make deps: missing: Rust target $(TARGET) (without it, the binary is linked with the C library of this host)'
+	else
+		do_it rustup target add $(TARGET) || echo 'make deps: no $(TARGET) to be had; the binary will be linked with this host'\''s C library'
+	fi
+
+	if [ -n '$(WITHOUT_RUST_VERSION)' ] || { command -v rustup >/dev/null && rustup toolchain list | grep -q '^$(RUST_VERSION)-'; }; then
+		:
+	elif [ -n '$(NO_DEPS)' ] || ! command -v rustup >/dev/null; then
+		echo 'make deps: missing: Rust toolchain $(RUST_VERSION) (make check tries whether the sources still compile with it)'
+	else
+		do_it rustup toolchain install $(RUST_VERSION) --profile minimal --no-self-update ||
+			echo 'make deps: no Rust $(RUST_VERSION) to be had; make check will say so'
+	fi
+
+build: ## make build/kata-cgroup-hook, static (musl) where the Rust target is installed
+	@$(DO)
+	target=(--target $(TARGET))
+	below=$(TARGET)/
+	if ! libdir=$$($(RUSTC) --print target-libdir --target $(TARGET) 2>/dev/null) || [ ! -d "$$libdir" ]; then
+		echo 'make build: Rust target $(TARGET) is not installed (make deps does it): linking with this host'\''s C library instead'
+		target=() below=
+	fi
+	do_it $(CARGO) build --release --locked $(CARGO_FLAGS) "$${target[@]}"
+	out=$$($(CARGO) metadata --no-deps --offline --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+	mkdir -p build
+	install -m 0755 "$$out/$${below}release/$(NAME)" build/$(NAME).new
+	mv -f build/$(NAME).new build/$(NAME)
+
+run: deps build ## the demonstration: place and release a real QEMU, shown as a tree (needs root)
+	@$(CARGO) run --quiet --locked --example demo -- build/$(NAME)
+
+test: deps test-quick ## all tests that there are
+	@echo 'make test: on this host only; the virtual machines (cgroup v1, hybrid, v2, v2 with systemd) come with a later release.'
+
+test-quick: ## the tests on this host; what cannot run here says "skipped:" and why
+	$(CARGO) test --locked --no-fail-fast$(if $(CI), -- --show-output)
+
+check: cargo-deny ## format, lints, the oldest Rust promised, dependencies and their licences
+	@$(DO)
+	do_it $(CARGO) fmt --check
+	do_it $(CARGO) clippy --all-targets --locked -- -D warnings
+	if command -v rustup >/dev/null && rustup toolchain list | grep -q '^$(RUST_VERSION)-'; then
+		do_it rustup run $(RUST_VERSION) cargo check --locked
+	else
+		echo 'skipped: no Rust $(RUST_VERSION) toolchain'
+	fi
+	export PATH="$(TOOLS)/bin:$$PATH"
+	do_it $(CARGO) deny --locked check bans licenses sources
+
+# Built without optimisation: that takes a fraction of the time, and a run is under a second either way.
+cargo-deny:
+	@$(DO)
+	export PATH="$(TOOLS)/bin:$$PATH"
+	if ! command -v cargo-deny >/dev/null; then
+		export CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+		do_it $(CARGO) install --quiet --locked --root '$(TOOLS)' cargo-deny@$(CARGO_DENY_VERSION)
+	fi
+
+audit: cargo-deny ## known vulnerabilities in the dependencies (fetches the RustSec database)
+	@export PATH="$(TOOLS)/bin:$$PATH"
+	if ! $(CARGO) deny --locked fetch db; then
+		echo 'make audit: the advisory database could not be fetched, so nothing was audited' >&2
+		exit 1
+	fi
+	$(CARGO) deny --locked check --disable-fetch advisories
+
+test-all vm bench soak fuzz deb rpm: ## not there yet
+	@echo 'make $@ is not there yet: it comes with a later release.' >&2
+	exit 1
+
+dist: ## the committed sources and all dependencies as build/kata-cgroup-hook-VERSION.tar.gz, which builds offline
+	@name=$(NAME)-$(VERSION)
+	rm -rf build/dist
+	mkdir -p "build/dist/$$name/.cargo"
+	git archive --format=tar HEAD | tar -x -C "build/dist/$$name"
+	cd "build/dist/$$name"
+	$(CARGO) vendor --quiet --locked vendor >/dev/null
+	cat > .cargo/config.toml <<-'EOF'
+		[source.crates-io]
+		replace-with = "vendored"
+		[source.vendored]
+		directory = "vendor"
+	EOF
+	cd ..
+	tar --sort=name --mtime="@$$(git log -1 --format=%ct)" --owner=0 --group=0 --numeric-owner --mode=go=rX,u+rw -c "$$name" |
+		gzip -9n > "../$$name.tar.gz.new"
+	mv -f "../$$name.tar.gz.new" "../$$name.tar.gz"
+	cd ..
+	rm -rf dist
+	ls -l "$$name.tar.gz"
+
+# An engine acts on a hook's JSON file the moment it appears: so each file appears whole, and the binary before them.
+install: ## install what build made (DESTDIR, PREFIX, LIBEXECDIR); builds nothing
+	@if [ ! -x build/$(NAME) ]; then
+		echo 'make install: there is no build/$(NAME): run make build first' >&2
+		exit 1
+	fi
+	install -d '$(DESTDIR)$(BIN_DIR)' '$(DESTDIR)$(LINK_DIR)' '$(DESTDIR)$(JSON_DIR)'
+	put() { mv -fT "$$1" "$$2"; echo "$$2"; }
+	install -m 0755 build/$(NAME) '$(DESTDIR)$(BIN_DIR)/.$(NAME).new'
+	put '$(DESTDIR)$(BIN_DIR)/.$(NAME).new' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
+	ln -sfnr '$(DESTDIR)$(BIN_DIR)/$(NAME)' '$(DESTDIR)$(LINK_DIR)/.$(NAME).new'
+	put '$(DESTDIR)$(LINK_DIR)/.$(NAME).new' '$(DESTDIR)$(LINK_DIR)/$(NAME)'
+	for json in hooks.d/*.json; do
+		to='$(DESTDIR)$(JSON_DIR)'/$${json##*/}
+		install -m 0644 /dev/null "$$to.new"
+		sed 's|/usr/libexec/oci/hooks\.d/|$(BIN_DIR)/|' "$$json" > "$$to.new"
+		put "$$to.new" "$$to"
+	done
+
+uninstall: ## remove what install installed: first the JSON files, then the binary
+	@for json in hooks.d/*.json; do rm -fv '$(DESTDIR)$(JSON_DIR)'/"$${json##*/}"; done
+	rm -fv '$(DESTDIR)$(LINK_DIR)/$(NAME)' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
+
+clean: ## remove build/ and what cargo made
+	rm -rf build
+	$(CARGO) clean
