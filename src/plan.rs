@@ -346,6 +346,35 @@ mod tests {
     }
 
     #[test]
+    fn where_both_parts_share_a_hierarchy_a_helper_that_is_moved_takes_no_vcpu_along() {
+        let both = &[Controller::Cpuacct, Controller::Memory];
+        let sites = [site(both, Part::Unconstrained, "kata/kata_x", 3, 1), site(both, Part::Constrained, "pod/kata_x", 3, 1)];
+        let mut vm = vm("1:cpuacct,memory:/kata/kata_x", "1:cpuacct,memory:/pod/kata_x");
+        vm.processes[1].threads = vec![testing::thread(200, "1:cpuacct,memory:/")];
+        let moves = lines(&place(&vm, &sites, &demand()).unwrap());
+        assert_eq!(moves, ["move-process 200 400 /c/cpuacct,memory/kata/kata_x"]);
+    }
+
+    #[test]
+    fn a_process_that_is_moved_elsewhere_takes_no_vcpu_out_of_another_hierarchy() {
+        let vm = vm("1:memory:/;2:cpuacct:/", "1:memory:/;2:cpuacct:/pod/kata_x");
+        let moves = lines(&place(&vm, &sites(3, 1), &demand()).unwrap());
+        assert!(moves.iter().all(|line| line.starts_with("move-process")), "{moves:?}");
+    }
+
+    #[test]
+    fn a_plan_repeats_a_refused_write_only_if_file_and_value_are_the_same() {
+        let group = GroupPath::new(&testing::hierarchy(CPUACCT), "a");
+        let set = Step::Set { group: group.clone(), file: "cpu.shares", value: "5".into() };
+        let plan = Plan { steps: vec![Step::Create(group), set], ..Plan::default() };
+        let refused = |file: &str, value| Error::write(Path::new("/c/cpuacct/a").join(file), value, nix::errno::Errno::EINVAL);
+        assert!(plan.repeats(&refused("cpu.shares", "5")));
+        assert!(!plan.repeats(&refused("cpu.shares", "6")));
+        assert!(!plan.repeats(&refused("cpu.other", "5")));
+        assert!(!plan.repeats(&Error::State("x".into())));
+    }
+
+    #[test]
     fn a_release_restores_then_drains_then_removes_bottom_up_each_once() {
         let group = |rel: &str| GroupPath::new(&testing::hierarchy(CPUACCT), rel);
         let left = |rel: &str, is_occupied| Leftover {
