@@ -37,9 +37,7 @@ impl Host {
     pub fn this() -> Self {
         Self { proc: Proc::new("/proc"), owner: 0, parent: nix::unistd::getppid().as_raw() }
     }
-}
 
-impl Host {
     /// Whether we are root of the host, and not only of a user namespace: rootless engines read the same hooks.d.
     fn is_root(&self) -> bool {
         nix::unistd::geteuid().as_raw() == self.owner && self.proc.is_in_first_user_namespace()
@@ -104,19 +102,18 @@ pub fn run(hook: &Hook, host: &Host) -> Exit {
 impl Run<'_> {
     fn hook(&mut self, hook: &Hook) -> Result<(), Error> {
         let state = State::read(hook.state.as_deref(), self.deadline)?;
-        let Some(subject) = Subject::of(&state, self) else {
+        let Some((subject, bundle)) = Subject::of(&state, self) else {
             self.printed.push("0 steps: not a VM sandbox".into());
             return Ok(());
         };
         self.report.sandbox = Some(subject.sandbox.id.clone());
         self.report.container = Some(subject.container.clone());
-        let id = subject.sandbox.id.clone();
         let result = match self.stage {
-            Stage::Poststop => release::run(self, &subject),
-            _ => place::run(self, subject),
+            Stage::Poststop => release::run(self, &subject, bundle.ok().as_ref()),
+            _ => bundle.and_then(|bundle| place::run(self, &subject, &bundle)),
         };
         if self.changes() {
-            release::others(self, &id);
+            release::others(self, &subject.sandbox.id);
         }
         result
     }

@@ -19,9 +19,7 @@ use crate::record::{Container, Record, Store};
 use crate::vmm::Member;
 
 /// Places the sandbox of `subject`.
-pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
-    let bundle = std::mem::replace(&mut subject.bundle, Ok(Bundle::default()))?;
-    let subject = &subject;
+pub(super) fn run(run: &mut Run, subject: &Subject, bundle: &Bundle) -> Result<(), Error> {
     let mounts = Mounts::read(&run.host.proc)?;
     // Before the VM is there nothing is made, not even a lock.
     let known = Store::peek(&run.config.state_dir, run.host.owner, &subject.sandbox.id)?;
@@ -35,8 +33,8 @@ pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
     }
     if !run.changes() {
         let mut record = known.clone();
-        join(&mut record, subject, &bundle)?;
-        let change = Change { known: &known, record, pod: pod_of(&bundle, &known), store: None };
+        join(&mut record, subject, bundle)?;
+        let change = Change { known: &known, record, pod: pod_of(bundle, &known), store: None };
         return settle(run, subject, change, Some(vm));
     }
     let store = Store::open(&run.config.state_dir, run.host.owner)?;
@@ -45,8 +43,8 @@ pub(super) fn run(run: &mut Run, mut subject: Subject) -> Result<(), Error> {
     vm.processes.iter_mut().for_each(Member::read_threads);
     let known = bookkeeping::load(run, &store, &subject.sandbox.id)?;
     let mut record = known.clone();
-    join(&mut record, subject, &bundle)?;
-    let pod = pod_of(&bundle, &record);
+    join(&mut record, subject, bundle)?;
+    let pod = pod_of(bundle, &record);
     settle(run, subject, Change { known: &known, record, pod, store: Some(&store) }, Some(vm))
 }
 

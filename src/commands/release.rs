@@ -12,12 +12,14 @@ use crate::apply::{Apply, Done};
 use crate::cgroup::leftover;
 use crate::cgroup::mounts::Mounts;
 use crate::cgroup::path::SandboxPath;
+use crate::cli::Stage;
 use crate::commands::settle::{Change, settle};
 use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::log::{Outcome, Report};
+use crate::oci::bundle::Bundle;
 use crate::oci::sandbox::Role;
 use crate::plan::{self, Plan};
 use crate::record::{Progress, Record, Store};
@@ -26,35 +28,34 @@ use crate::record::{Progress, Record, Store};
 const MOST_ROUNDS: usize = 8;
 
 /// Handles the end of `subject`'s container.
-pub(super) fn run(run: &mut Run, subject: &Subject) -> Result<(), Error> {
+pub(super) fn run(run: &mut Run, subject: &Subject, bundle: Option<&Bundle>) -> Result<(), Error> {
     let id = &subject.sandbox.id;
     if !run.changes() {
         let known = Store::peek(&run.config.state_dir, run.host.owner, id)?;
-        return handle(run, subject, &known, None);
+        return handle(run, subject, bundle, &known, None);
     }
     let Some(store) = Store::open_existing(&run.config.state_dir, run.host.owner)? else {
-        return handle(run, subject, &Record::new(id), None);
+        return handle(run, subject, bundle, &Record::new(id), None);
     };
     let _lock = store.lock(id, run.deadline)?;
     let known = bookkeeping::load(run, &store, id)?;
-    handle(run, subject, &known, Some(&store))
+    handle(run, subject, bundle, &known, Some(&store))
 }
 
-fn handle(run: &mut Run, subject: &Subject, known: &Record, store: Option<&Store>) -> Result<(), Error> {
-    if subject.sandbox.role != Role::Workload || !is_vmm_alive(run, subject, known)? {
-        let path = path_of(known, subject);
-        end(run, &mut known.clone(), path.as_ref(), store)
-    } else {
-        forget_container(run, subject, known, store)
+fn handle(
+    run: &mut Run,
+    subject: &Subject,
+    bundle: Option<&Bundle>,
+    known: &Record,
+    store: Option<&Store>,
+) -> Result<(), Error> {
+    if subject.sandbox.role == Role::Workload && is_vmm_alive(run, subject, known)? {
+        return forget_container(run, subject, known, store);
     }
-}
-
-/// The sandbox's place: the recorded one, or what config.json says.
-fn path_of(record: &Record, subject: &Subject) -> Option<SandboxPath> {
-    SandboxPath::recorded(&record.path).or_else(|| {
-        let bundle = subject.bundle.as_ref().ok()?;
-        SandboxPath::derive(&bundle.cgroups_path, &subject.sandbox).ok()
-    })
+    // The recorded place, or what config.json says.
+    let derived = || SandboxPath::derive(&bundle?.cgroups_path, &subject.sandbox).ok();
+    let path = SandboxPath::recorded(&known.path).or_else(derived);
+    end(run, &mut known.clone(), path.as_ref(), store)
 }
 
 /// Whether the VMM lives. One that cannot prove itself this time is not dead for that.
@@ -141,15 +142,25 @@ fn plan_end(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Res
     Ok(plan::release(&leftover::of(record, path, mounts)?, leftover::restorations(record, mounts)?))
 }
 
-/// How long the release of others may take at the cost of this container's start.
+/// How long the release of others may take at the cost of this container.
 const FOR_OTHERS: Duration = Duration::from_millis(200);
+
+/// How many others are looked at where a container waits to start. With more on the host, each run looks at other ones.
+const AT_START: usize = 8;
 
 /// Releases other sandboxes whose VMM is gone: idle ones, and what was left when a run was killed. What fails here is not this
 /// container's failure: it is told and left for the next run.
 pub(super) fn others(run: &mut Run, except: &str) {
     let Ok(Some(store)) = Store::open_existing(&run.config.state_dir, run.host.owner) else { return };
     let deadline = Deadline::after(Instant::now(), FOR_OTHERS.min(run.deadline.left()));
-    for id in store.sandboxes().into_iter().filter(|id| id != except) {
+    let mut ids = store.sandboxes();
+    ids.retain(|id| id != except);
+    if run.stage != Stage::Poststop && ids.len() > AT_START {
+        let turn = std::process::id() as usize % ids.len();
+        ids.rotate_left(turn);
+        ids.truncate(AT_START);
+    }
+    for id in ids {
         if deadline.left().is_zero() {
             return;
         }

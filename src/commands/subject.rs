@@ -19,14 +19,13 @@ pub(super) struct Subject {
     /// The container's own id, for the log.
     pub(super) container: String,
     pub(super) state: State,
-    /// Its config.json, or why there is none: only a run that needs it fails for it.
-    pub(super) bundle: Result<Bundle, Error>,
     pub(super) dirs: RuntimeDirs,
 }
 
 impl Subject {
-    /// The subject of `state`; `None` if it is no VM sandbox's.
-    pub(super) fn of(state: &State, run: &mut Run) -> Option<Self> {
+    /// The subject of `state`, with its config.json or why there is none, which only a run that needs it fails for; `None` if it
+    /// is no VM sandbox's.
+    pub(super) fn of(state: &State, run: &mut Run) -> Option<(Self, Result<Bundle, Error>)> {
         let named_by = |annotations| Sandbox::named_by(annotations, &state.id, &state.bundle);
         let by_state = named_by(&state.annotations);
         if let Some(sandbox) = &by_state {
@@ -50,7 +49,7 @@ impl Subject {
             Role::Workload if state.id == sandbox.id => bundle::name_of(&state.bundle),
             _ => state.id.clone(),
         };
-        Some(Self { sandbox, container, state: state.clone(), bundle, dirs })
+        Some((Self { sandbox, container, state: state.clone(), dirs }, bundle))
     }
 }
 
