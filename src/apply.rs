@@ -36,12 +36,14 @@ enum Undo {
     MoveBack(Move, GroupPath),
 }
 
-/// Whether the steps were done, or the host had changed under the plan.
+/// How far the steps of placing came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Done,
-    /// A group that was to be made stands, or one that stood is gone: other hooks share our parents. Plan again.
-    Changed,
+pub enum Applied {
+    /// All of them are done.
+    Whole,
+    /// The host had changed under the plan: a group that was to be made stands, or one that stood is gone. Other hooks share our
+    /// parents: plan again.
+    Overtaken,
 }
 
 /// One write of a number into a group.
@@ -65,20 +67,20 @@ pub struct Apply<'a> {
 
 impl Apply<'_> {
     /// Does the steps of placing; the first failure ends it.
-    pub fn place(&self, steps: &[Step], done: &mut Done) -> Result<Outcome, Error> {
+    pub fn place(&self, steps: &[Step], done: &mut Done) -> Result<Applied, Error> {
         let is_move = |step: &&Step| matches!(step, Step::MoveProcess { .. } | Step::MoveThread { .. });
         for step in steps.iter().filter(|step| !is_move(step)) {
-            let outcome = match step {
+            let applied = match step {
                 Step::Create(group) => self.create(group, done)?,
                 Step::Set { group, file, value } => self.set(group, file, value, done)?,
-                _ => Outcome::Done,
+                _ => Applied::Whole,
             };
-            if outcome == Outcome::Changed {
-                return Ok(outcome);
+            if applied == Applied::Overtaken {
+                return Ok(applied);
             }
         }
         let moves: Vec<(Move, Option<GroupPath>)> = steps.iter().filter_map(as_move).collect();
-        if moves.is_empty() { Ok(Outcome::Done) } else { self.burst(&moves, done) }
+        if moves.is_empty() { Ok(Applied::Whole) } else { self.burst(&moves, done) }
     }
 
     /// Does the steps of releasing; goes on after failures and gives them all.
@@ -134,26 +136,26 @@ impl Apply<'_> {
         errors
     }
 
-    fn create(&self, group: &GroupPath, done: &mut Done) -> Result<Outcome, Error> {
+    fn create(&self, group: &GroupPath, done: &mut Done) -> Result<Applied, Error> {
         self.deadline.check("create groups")?;
         match group.create(self.sandbox) {
             Ok(_) => {
                 done.created += 1;
                 done.undo.push(Undo::Remove(group.clone()));
-                Ok(Outcome::Done)
+                Ok(Applied::Whole)
             }
-            Err(error) if matches!(error.errno(), Some(Errno::EEXIST | Errno::ENOENT)) => Ok(Outcome::Changed),
+            Err(error) if matches!(error.errno(), Some(Errno::EEXIST | Errno::ENOENT)) => Ok(Applied::Overtaken),
             Err(error) => Err(error),
         }
     }
 
-    fn set(&self, path: &GroupPath, file: &'static str, value: &str, done: &mut Done) -> Result<Outcome, Error> {
+    fn set(&self, path: &GroupPath, file: &'static str, value: &str, done: &mut Done) -> Result<Applied, Error> {
         self.deadline.check("set limits")?;
         let Some(group) = path.open()? else {
-            return Ok(Outcome::Changed);
+            return Ok(Applied::Overtaken);
         };
         let before = match group.read_if_there(file).and_then(|before| group.write(file, value).map(|()| before)) {
-            Err(error) if error.is_gone() => return Ok(Outcome::Changed),
+            Err(error) if error.is_gone() => return Ok(Applied::Overtaken),
             before => before?,
         };
         done.set += 1;
@@ -161,15 +163,15 @@ impl Apply<'_> {
         if let Some(value) = before.filter(|before| !before.is_empty()) {
             done.undo.push(Undo::Restore { group: path.clone(), file, value });
         }
-        Ok(Outcome::Done)
+        Ok(Applied::Whole)
     }
 
     /// All moves back to back, with nothing read in between.
-    fn burst(&self, moves: &[(Move, Option<GroupPath>)], done: &mut Done) -> Result<Outcome, Error> {
+    fn burst(&self, moves: &[(Move, Option<GroupPath>)], done: &mut Done) -> Result<Applied, Error> {
         let mut writers: HashMap<(PathBuf, &str), Writer> = HashMap::new();
         for (step, _) in moves {
             if let Entry::Vacant(vacant) = writers.entry((step.to.absolute(), step.file)) {
-                let Some(group) = step.to.open()? else { return Ok(Outcome::Changed) };
+                let Some(group) = step.to.open()? else { return Ok(Applied::Overtaken) };
                 vacant.insert(group.writer(step.file)?);
             }
         }
@@ -202,7 +204,7 @@ impl Apply<'_> {
             done.undo.push(Undo::MoveBack((*step).clone(), from));
         }
         let put_back: Vec<Error> = written.iter().filter_map(|(step, _)| self.put_back_stranger(step).err()).collect();
-        failure.or(put_back.into_iter().next()).map_or(Ok(Outcome::Done), Err)
+        failure.or(put_back.into_iter().next()).map_or(Ok(Applied::Whole), Err)
     }
 
     /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use oci_spec::runtime::LinuxCpu;
 
-use crate::apply::{Apply, Done, Outcome};
+use crate::apply::{Applied, Apply, Done};
 use crate::cgroup::demand::Demand;
 use crate::cgroup::mounts::Mounts;
 use crate::cgroup::path::SandboxPath;
@@ -16,7 +16,7 @@ use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
-use crate::log;
+use crate::log::Outcome;
 use crate::plan::{self, Plan};
 use crate::record::{Progress, Record, Store};
 use crate::vmm::Vm;
@@ -96,9 +96,9 @@ fn converge(
         }
         let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
         match apply.place(&plan.steps, done) {
-            Ok(Outcome::Done) => tries.one_more_round()?,
+            Ok(Applied::Whole) => tries.one_more_round()?,
             // Other hooks make and prune the parents that we share.
-            Ok(Outcome::Changed) => tries.backoff.pause(run.deadline),
+            Ok(Applied::Overtaken) => tries.backoff.pause(run.deadline),
             // The group above may have been given less in this moment. If so, the next plan is another.
             Err(error) if error.is_limit_refused() => refused = Some(error),
             Err(error) => return Err(error),
@@ -142,9 +142,9 @@ fn keep(run: &mut Run, change: &mut Change, done: &Done) -> Result<(), Error> {
     let is_partial = vcpus.is_none_or(|vcpus| vcpus.is_partial() || vcpus.threads.is_empty());
     let is_unchanged = done.created + done.moved + done.set == 0;
     run.report.outcome = match (is_partial, is_unchanged) {
-        (true, _) => log::Outcome::Partial,
-        (false, true) => log::Outcome::Unchanged,
-        (false, false) => log::Outcome::Placed,
+        (true, _) => Outcome::Partial,
+        (false, true) => Outcome::Unchanged,
+        (false, false) => Outcome::Placed,
     };
     match change.store {
         Some(store) if change.record != *change.known || !is_unchanged => store.save(&change.record),

@@ -14,6 +14,7 @@ mod faults;
 mod find;
 mod hooks_json;
 mod identity;
+mod mounts;
 mod neighbours;
 mod outcomes;
 mod paths;
