@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup::Controller;
 use crate::cgroup::mounts::{Hierarchy, Mounts, Version};
@@ -11,6 +12,9 @@ use crate::vmm::Thread;
 
 /// When the made-up host booted, in seconds since the epoch.
 pub(crate) const BOOT: u64 = 1_000_000;
+
+/// The same to the half second, so that no test stands on the edge of one.
+const BOOT_EXACTLY: Duration = Duration::from_millis(BOOT * 1000 + 500);
 
 /// A /proc in a temporary directory.
 #[derive(Debug)]
@@ -38,7 +42,9 @@ pub(crate) struct Fake {
 impl FakeProc {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("stat"), format!("cpu 1 2 3\nbtime {BOOT}\nprocesses 9\n")).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let uptime = now.checked_sub(BOOT_EXACTLY).unwrap();
+        std::fs::write(dir.path().join("uptime"), format!("{:.2} 1.00\n", uptime.as_secs_f64())).unwrap();
         Self { dir }
     }
 
