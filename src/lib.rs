@@ -19,7 +19,7 @@
 //! ```
 //!
 //! - [`cli`]: arguments; [`config`]: the configuration file; [`commands`]: a run from state to exit code
-//! - [`oci`]: state, bundle, sandbox; [`vmm`]: kinds, find, vcpu; [`cgroup`]: mounts, path, demand, group, v1
+//! - [`oci`]: state, bundle, sandbox; [`vmm`]: kinds, find, vcpu; [`cgroup`]: mounts, path, group, site, demand, v1, leftover
 //! - [`proc`]: the one reader of /proc; [`foreign`]: reading files that others wrote; [`sys`]: the few system calls by hand
 //! - [`plan`], [`apply`], [`record`]; [`log`], [`error`], [`deadline`]
 

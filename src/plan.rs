@@ -12,7 +12,8 @@ use crate::cgroup::Part;
 use crate::cgroup::demand::Demand;
 use crate::cgroup::group::GroupPath;
 use crate::cgroup::leftover::Leftover;
-use crate::cgroup::v1::{self, Assignment, Settings, Site};
+use crate::cgroup::site::{Level, Site};
+use crate::cgroup::v1::{self, Assignment, Settings};
 use crate::error::Error;
 use crate::vmm::kinds::Role;
 use crate::vmm::{Member, Thread, Vm};
@@ -148,7 +149,7 @@ fn move_thread(member: &Member, thread: &Thread, to: &GroupPath, from: Option<Gr
 
 /// The nearest group above a site's that is not ours.
 fn above_ours(site: &Site) -> Option<GroupPath> {
-    let is_foreign = |level: &&v1::Level| level.standing.as_ref().is_some_and(|standing| !standing.is_ours);
+    let is_foreign = |level: &&Level| level.standing.as_ref().is_some_and(|standing| !standing.is_ours);
     site.above().find(is_foreign).map(|level| level.path.clone())
 }
 
@@ -207,7 +208,7 @@ mod tests {
     use super::*;
     use crate::cgroup::Controller;
     use crate::cgroup::leftover::Occupied;
-    use crate::cgroup::v1::{Level, Standing};
+    use crate::cgroup::site::Standing;
     use crate::proc::Process;
     use crate::testing;
     use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};

@@ -6,10 +6,12 @@
 use std::path::Path;
 
 use crate::cgroup::cpulist::CpuList;
+use crate::cgroup::file;
 use crate::cgroup::group::{GroupPath, locate};
 use crate::cgroup::mounts::Mounts;
 use crate::cgroup::path::SandboxPath;
-use crate::cgroup::v1::{self, Assignment, Level};
+use crate::cgroup::site::{self, Level};
+use crate::cgroup::v1::Assignment;
 use crate::cgroup::{Controller, Part};
 use crate::error::Error;
 use crate::record::Record;
@@ -56,7 +58,7 @@ pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Resul
 /// The groups that a sandbox may have at its place, deepest first.
 fn at_place(path: &SandboxPath, mounts: &Mounts) -> Result<Vec<(GroupPath, Part)>, Error> {
     let mut groups = Vec::new();
-    for (hierarchy, part) in v1::parts(mounts) {
+    for (hierarchy, part) in site::parts(mounts) {
         let group = GroupPath::new(hierarchy, path.v1(part));
         let child = group.child("vcpu");
         if part == Part::Constrained && child.open()?.is_some() {
@@ -72,7 +74,7 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
     let (ours, nearest) = above(&path, record)?;
     let prune = that_empty(&path, &ours)?;
     let Some(open) = path.open()? else { return Ok(Some(Leftover { group: None, prune })) };
-    let level = v1::level(&path, record)?;
+    let level = site::level(&path, record)?;
     let whole = part == Part::Unconstrained;
     let is_occupied = !open.members(if whole { "cgroup.procs" } else { path.threads_file() })?.is_empty();
     if !is_of(&level, record) {
@@ -88,7 +90,7 @@ fn above(path: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPath
     let (mut ours, mut is_unbroken) = (Vec::new(), true);
     let mut next = path.parent();
     while let Some(path) = next {
-        let level = v1::level(&path, record)?;
+        let level = site::level(&path, record)?;
         next = path.parent();
         if level.standing.is_none() {
             continue;
@@ -140,7 +142,7 @@ fn is_ours(level: &Level) -> bool {
 fn takes_threads(level: &Level) -> bool {
     let Some(standing) = &level.standing else { return false };
     let is_filled = |text: &String| text.parse::<CpuList>().is_ok_and(|list| !list.is_empty());
-    ["cpuset.cpus", "cpuset.mems"].iter().all(|file| standing.values.get(file).is_none_or(is_filled))
+    [file::CPUS, file::MEMS].iter().all(|file| standing.values.get(file).is_none_or(is_filled))
 }
 
 /// Where what is in the group came from, if that is known and still stands outside of what we made.
@@ -151,38 +153,31 @@ fn origin(group: &GroupPath, part: Part, record: &Record) -> Result<Option<Group
         return Ok(None);
     };
     let from = GroupPath::new(&group.hierarchy, from);
-    let level = v1::level(&from, record)?;
+    let level = site::level(&from, record)?;
     Ok((level.standing.is_some() && !is_ours(&level) && takes_threads(&level)).then_some(from))
 }
 
 /// The values that adopted groups had before us, in an order that the kernel takes.
 pub fn restorations(record: &Record, mounts: &Mounts) -> Result<Vec<Assignment>, Error> {
-    const ORDER: [&str; 7] = [
-        "cpuset.cpus",
-        "cpuset.mems",
-        "cpu.shares",
-        "cpu.cfs_period_us",
-        "cpu.cfs_quota_us",
-        "cpu.rt_period_us",
-        "cpu.rt_runtime_us",
-    ];
     let mut steps = Vec::new();
     for adopted in &record.adopted {
         let Some(group) = locate(&mounts.hierarchies, &adopted.path) else {
             continue;
         };
         let Some(open) = group.open()? else { continue };
-        for file in ORDER {
-            let Some(value) = adopted.values.get(file).filter(|value| !value.is_empty()) else {
+        let mut is_quota_cleared = false;
+        for file in group.hierarchy.controllers.iter().flat_map(|one| file::of(*one)).copied() {
+            let Some(value) = adopted.values.get(file).filter(|value| !value.is_empty()) else { continue };
+            let Some(present) = open.read_if_there(file)? else { continue };
+            if present == *value && !(file == file::QUOTA && is_quota_cleared) {
                 continue;
-            };
-            if open.read_if_there(file)?.is_some_and(|present| present != *value) {
-                // A quota may stand in the way of the period that belongs to the older one.
-                if file == "cpu.cfs_period_us" {
-                    steps.push((group.clone(), "cpu.cfs_quota_us", "-1".to_owned()));
-                }
-                steps.push((group.clone(), file, value.clone()));
             }
+            // A quota may stand in the way of the period that belongs to the older one.
+            if file == file::PERIOD {
+                steps.push((group.clone(), file::QUOTA, "-1".to_owned()));
+                is_quota_cleared = true;
+            }
+            steps.push((group.clone(), file, value.clone()));
         }
     }
     Ok(steps)
@@ -346,5 +341,9 @@ mod tests {
             restorations(&host.record, &host.mounts).unwrap().into_iter().map(|(_, file, value)| (file, value)).collect();
         let expected = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "70000")];
         assert_eq!(steps, expected.map(|(file, value)| (file, value.to_owned())));
+        // A quota that is right already comes back after the period all the same.
+        write("cpu.cfs_quota_us", "70000\n");
+        let again: Vec<_> = restorations(&host.record, &host.mounts).unwrap().into_iter().map(|step| step.2).collect();
+        assert_eq!(again, ["-1", "100000", "70000"]);
     }
 }

@@ -5,10 +5,12 @@
 
 pub mod cpulist;
 pub mod demand;
+pub mod file;
 pub mod group;
 pub mod leftover;
 pub mod mounts;
 pub mod path;
+pub mod site;
 pub mod v1;
 
 /// The controllers that matter here.

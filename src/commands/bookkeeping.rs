@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::cgroup::mounts::{Mounts, Version};
-use crate::cgroup::v1::Site;
+use crate::cgroup::site::Site;
 use crate::cgroup::{Controller, Part};
 use crate::commands::Run;
 use crate::error::Error;

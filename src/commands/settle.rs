@@ -11,7 +11,7 @@ use crate::apply::{Applied, Apply, Done};
 use crate::cgroup::demand::Demand;
 use crate::cgroup::mounts::Mounts;
 use crate::cgroup::path::SandboxPath;
-use crate::cgroup::v1::{self, Site};
+use crate::cgroup::site::{self, Site};
 use crate::commands::subject::Subject;
 use crate::commands::{Run, bookkeeping, vm};
 use crate::deadline::{Backoff, Deadline};
@@ -71,7 +71,7 @@ fn converge(
         let Some(vm) = found.take().or_else(|| vm::find(run, subject, record, &mounts, patience.take())) else {
             return Ok(false);
         };
-        let sites = v1::survey(&mounts, &path, &vm, record)?;
+        let sites = site::survey(&mounts, &path, &vm, record)?;
         refuse_taken(run, &sites, record)?;
         let plan = match plan::place(&vm, &sites, &demand) {
             // Another hook may have made it just now, and be about to fill it.
