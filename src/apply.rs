@@ -5,8 +5,8 @@
 //! (`cgroup_threadgroup_rwsem`), those right behind it microseconds. A number that the kernel is given may have become
 //! somebody else's in between: start times are compared before the burst and after it, and a stranger is put back.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -93,6 +93,7 @@ impl Apply<'_> {
         for step in steps {
             let result = match step {
                 Step::Set { group, file, value } => self.set(group, file, value, done).map(drop),
+                Step::MoveProcess { pid, start, to, .. } => self.send_home(*pid, *start, to, done),
                 Step::Drain { group, target, whole } => self.drain(group, target, *whole, done),
                 Step::Remove { group, drain } => {
                     removes.push((group, drain.as_ref()));
@@ -119,6 +120,9 @@ impl Apply<'_> {
         }
         let busy = removes.iter().filter(|(_, drain)| drain.is_some());
         errors.extend(busy.map(|(group, _)| self.still_busy(group)));
+        // What cannot be moved out is refused when the group is emptied and again when it is removed.
+        let mut told = HashSet::new();
+        errors.retain(|error| told.insert(error.to_string()));
         errors
     }
 
@@ -250,6 +254,15 @@ impl Apply<'_> {
         }
     }
 
+    /// Moves a process to where it came from.
+    fn send_home(&self, pid: i32, start: u64, home: &GroupPath, done: &mut Done) -> Result<(), Error> {
+        if self.proc.start_of(pid) == Some(start) {
+            ignoring_the_dead(nearest_standing(home)?.write("cgroup.procs", &pid.to_string()))?;
+            done.moved += 1;
+        }
+        Ok(())
+    }
+
     /// Moves everything in a group to another, again and again until nothing is in it. Who is in a group of ours is the kernel's
     /// word, so there is no identity to compare.
     fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
@@ -266,18 +279,21 @@ impl Apply<'_> {
             members.sort_by_key(|member| *member != own);
             self.deadline.check("empty a group")?;
             let writer = nearest_standing(target)?.writer(file)?;
-            let before = done.moved;
+            let (before, mut refused) = (done.moved, Vec::new());
             for member in members {
                 match writer.write(&member.to_string()) {
                     Ok(()) => done.moved += 1,
                     Err(error) if error.errno() == Some(Errno::ESRCH) => {}
-                    Err(error) => return Err(error),
+                    // The others are moved all the same.
+                    Err(error) => refused.push(error),
                 }
             }
-            // Only threads that are just ending: give them the time for it.
-            if done.moved == before {
-                backoff.pause(self.deadline);
+            if done.moved > before {
+                continue;
             }
+            Error::all(refused)?;
+            // Only threads that are just ending: give them the time for it.
+            backoff.pause(self.deadline);
         }
     }
 

@@ -57,7 +57,7 @@ impl Plan {
 
 /// Plans everything that is missing for `vm` to be in the groups of `sites` under `demand`.
 pub fn place(vm: &Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
-    let Settings { assignments, limit, cpus, notes, .. } = v1::settings(sites, demand)?;
+    let Settings { assignments, limit, cpus, notes } = v1::settings(sites, demand)?;
     let creates = sites.iter().flat_map(|site| &site.levels).filter(|level| level.standing.is_none());
     let mut steps: Vec<Step> = creates.map(|level| Step::Create(level.path.clone())).collect();
     steps.extend(assignments.into_iter().map(|(group, file, value)| Step::Set { group, file, value }));
@@ -157,6 +157,13 @@ fn above_ours(site: &Site) -> Option<GroupPath> {
 pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
     let mut steps: Vec<Step> = restore.into_iter().map(|(group, file, value)| Step::Set { group, file, value }).collect();
     let groups = || leftovers.iter().filter_map(|left| left.group.as_ref());
+    let going_home = |(pid, start, home): &(i32, u64, GroupPath)| Step::MoveProcess {
+        pid: *pid,
+        start: *start,
+        to: home.clone(),
+        from: None,
+    };
+    steps.extend(groups().flat_map(|group| &group.homes).map(going_home));
     for group in groups().filter(|group| group.is_occupied) {
         steps.push(Step::Drain { group: group.path.clone(), target: group.target.clone(), whole: group.whole });
     }
@@ -379,7 +386,7 @@ mod tests {
     fn a_release_restores_then_drains_then_removes_bottom_up_each_once() {
         let group = |rel: &str| GroupPath::new(&testing::hierarchy(CPUACCT), rel);
         let left = |rel: &str, is_occupied| Leftover {
-            group: Some(Occupied { path: group(rel), is_occupied, target: group(""), whole: false }),
+            group: Some(Occupied { path: group(rel), is_occupied, target: group(""), whole: false, homes: vec![] }),
             prune: vec![group("pod")],
         };
         let leftovers = [left("pod/a", true), left("pod/b", false), Leftover { group: None, prune: vec![group("other")] }];

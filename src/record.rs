@@ -61,6 +61,9 @@ pub struct Record {
     pub processes: Vec<RecordedProcess>,
     /// What each container asks for, by its bundle.
     pub containers: BTreeMap<PathBuf, Container>,
+    /// What the last containers asked for: it stays in force while there is none.
+    #[serde(default)]
+    pub last: Vec<LinuxCpu>,
 }
 
 /// A group that we made or are about to make.
@@ -112,6 +115,25 @@ impl Record {
         self.groups.iter().chain(&self.parents).any(|group| group.path == path && group.inode == 0)
     }
 
+    /// What the sandbox asks for: its containers' demands, or, while there is none, what the last of them asked for.
+    pub fn demands(&self) -> Vec<&LinuxCpu> {
+        if self.containers.is_empty() {
+            self.last.iter().collect()
+        } else {
+            self.containers.values().map(|container| &container.cpu).collect()
+        }
+    }
+
+    /// Leaves only the containers that `stays` wants; where none is left, what they asked for is kept in mind.
+    pub fn keep_containers(&mut self, stays: impl Fn(&Path) -> bool) {
+        let before = std::mem::take(&mut self.containers);
+        let (staying, gone): (BTreeMap<_, _>, BTreeMap<_, _>) = before.into_iter().partition(|(bundle, _)| stays(bundle));
+        if staying.is_empty() && !gone.is_empty() {
+            self.last = gone.into_values().map(|container| container.cpu).collect();
+        }
+        self.containers = staying;
+    }
+
     /// Pid and start time of each process.
     pub fn identities(&self) -> Vec<(i32, u64)> {
         self.processes.iter().map(|process| (process.pid, process.start)).collect()
@@ -120,11 +142,6 @@ impl Record {
     /// The VMM as it was placed.
     pub fn vmm(&self) -> Option<&RecordedProcess> {
         self.processes.iter().find(|process| process.role == "vmm")
-    }
-
-    /// Where the VM was before, in the hierarchy of `controller`.
-    pub fn from(&self, controller: &str) -> Option<&Path> {
-        self.vmm()?.from.get(controller).map(PathBuf::as_path)
     }
 
     fn parse(bytes: &[u8], sandbox: &str) -> Option<Self> {
@@ -316,6 +333,23 @@ mod tests {
         store.forget("sb").unwrap();
         store.forget("sb").unwrap();
         assert_eq!(store.load("sb").unwrap(), None);
+    }
+
+    #[test]
+    fn what_the_last_containers_asked_for_stays_in_force_until_another_comes() {
+        let cpu = |shares: u64| serde_json::from_value::<LinuxCpu>(serde_json::json!({ "shares": shares })).unwrap();
+        let mut record = Record::new("sb");
+        for (bundle, shares) in [("/a", 1), ("/b", 2)] {
+            record.containers.insert(bundle.into(), Container { id: "c".into(), cpu: cpu(shares) });
+        }
+        record.keep_containers(|bundle| bundle == Path::new("/b"));
+        assert_eq!(record.demands(), [&cpu(2)]);
+        record.keep_containers(|_| false);
+        record.keep_containers(|_| false);
+        assert!(record.containers.is_empty());
+        assert_eq!(record.demands(), [&cpu(2)]);
+        record.containers.insert("/c".into(), Container { id: "c".into(), cpu: cpu(3) });
+        assert_eq!(record.demands(), [&cpu(3)]);
     }
 
     #[test]

@@ -3,8 +3,6 @@
 //! Leftovers go to the group above; where that is ours too and goes as well, to the group they came from if that is known and
 //! stands, else to the nearest above that is not ours. Only what is ours is found here: a name proves nothing.
 
-use std::path::Path;
-
 use crate::cgroup::cpulist::CpuList;
 use crate::cgroup::file;
 use crate::cgroup::group::{GroupPath, locate};
@@ -14,7 +12,7 @@ use crate::cgroup::site::{self, Level};
 use crate::cgroup::v1::Assignment;
 use crate::cgroup::{Controller, Part};
 use crate::error::Error;
-use crate::record::Record;
+use crate::record::{Record, RecordedProcess};
 
 /// What is left of a sandbox in one hierarchy.
 #[derive(Debug, Clone)]
@@ -35,6 +33,8 @@ pub struct Occupied {
     pub target: GroupPath,
     /// Whole processes, not threads.
     pub whole: bool,
+    /// Processes of it, by pid and start time, that came from elsewhere than the VMM and go back there.
+    pub homes: Vec<(i32, u64, GroupPath)>,
 }
 
 /// Everything of a sandbox that stands: at its place, and wherever its record says.
@@ -80,8 +80,15 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
     if !is_of(&level, record) {
         return Ok(None);
     }
-    let target = if ours.is_empty() { nearest } else { origin(&path, part, record)?.unwrap_or(nearest) };
-    Ok(Some(Leftover { group: Some(Occupied { path, is_occupied, target, whole }), prune }))
+    let (mut target, mut homes) = (nearest, Vec::new());
+    if !ours.is_empty() {
+        target = record.vmm().map_or(Ok(None), |vmm| origin(&path, part, vmm, record))?.unwrap_or(target);
+        for process in record.processes.iter().filter(|_| whole && is_occupied) {
+            let home = origin(&path, part, process, record)?.filter(|home| *home != target);
+            homes.extend(home.map(|home| (process.pid, process.start, home)));
+        }
+    }
+    Ok(Some(Leftover { group: Some(Occupied { path, is_occupied, target, whole, homes }), prune }))
 }
 
 /// The unbroken run of groups above that are ours, and the nearest above that is not and takes threads. Where one does not stand
@@ -145,13 +152,11 @@ fn takes_threads(level: &Level) -> bool {
     [file::CPUS, file::MEMS].iter().all(|file| standing.values.get(file).is_none_or(is_filled))
 }
 
-/// Where what is in the group came from, if that is known and still stands outside of what we made.
-fn origin(group: &GroupPath, part: Part, record: &Record) -> Result<Option<GroupPath>, Error> {
+/// Where a process came from, if that is known and still stands outside of what we made.
+fn origin(group: &GroupPath, part: Part, process: &RecordedProcess, record: &Record) -> Result<Option<GroupPath>, Error> {
     let mut controllers = group.hierarchy.controllers.iter().filter(|one| one.part() == part);
-    let from = controllers.find_map(|one| record.from(one.name()));
-    let Some(from) = from.and_then(|path: &Path| group.hierarchy.below_mount(path)) else {
-        return Ok(None);
-    };
+    let from = controllers.find_map(|one| process.from.get(one.name()));
+    let Some(from) = from.and_then(|path| group.hierarchy.below_mount(path)) else { return Ok(None) };
     let from = GroupPath::new(&group.hierarchy, from);
     let level = site::level(&from, record)?;
     Ok((level.standing.is_some() && !is_ours(&level) && takes_threads(&level)).then_some(from))
@@ -189,7 +194,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::record::{Adopted, RecordedGroup, RecordedProcess};
+    use crate::record::{Adopted, RecordedGroup};
     use crate::testing;
 
     /// Hierarchies in a temporary directory and a record that knows some of their groups.
@@ -265,6 +270,29 @@ mod tests {
         assert_eq!(host.left(), ["cpu/pod/kata_x > cpu/engine - cpu/pod"]);
         std::fs::remove_dir_all(host.dir.path().join("cpu/engine")).unwrap();
         assert_eq!(host.left(), ["cpu/pod/kata_x > cpu - cpu/pod"]);
+    }
+
+    #[test]
+    fn a_helper_goes_back_to_where_it_came_from_itself() {
+        let mut host = Host::new();
+        host.make("memory/kata", "", true);
+        host.make("memory/kata/pod", "", true);
+        host.make("memory/kata/pod/kata_x", "1\n2\n", true);
+        host.make("memory/engine", "", false);
+        host.make("memory/other", "", false);
+        let process = |pid, role: &str, from: &str| {
+            let from = BTreeMap::from([("memory".to_owned(), from.into())]);
+            RecordedProcess { pid, start: 5, role: role.into(), from }
+        };
+        host.record.processes = vec![process(1, "vmm", "/engine"), process(2, "helper", "/other")];
+        assert_eq!(host.left(), ["memory/kata/pod/kata_x+ > memory/engine - memory/kata/pod memory/kata"]);
+        let path = SandboxPath::recorded("pod/kata_x").unwrap();
+        let left = of(&host.record, Some(&path), &host.mounts).unwrap();
+        let homes = &left.iter().find_map(|left| left.group.as_ref()).unwrap().homes;
+        assert_eq!(
+            homes.iter().map(|(pid, start, home)| (*pid, *start, home.rel.clone())).collect::<Vec<_>>(),
+            [(2, 5, "other".into())]
+        );
     }
 
     #[test]

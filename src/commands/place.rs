@@ -1,5 +1,6 @@
 //! Placing a sandbox: any container's hook brings the whole sandbox to where it should be.
 
+use std::path::Path;
 use std::time::Instant;
 
 use oci_spec::runtime::LinuxCpu;
@@ -50,7 +51,7 @@ pub(super) fn run(run: &mut Run, subject: &Subject, bundle: &Bundle) -> Result<(
 
 /// Adds the container to its sandbox, whose place it gives if none is known yet. Containers whose bundle is gone have left.
 fn join(record: &mut Record, subject: &Subject, bundle: &Bundle) -> Result<(), Error> {
-    record.containers.retain(|bundle, _| bundle.is_dir());
+    record.keep_containers(Path::is_dir);
     if subject.sandbox.role != Role::Sandbox {
         let container = Container { id: subject.container.clone(), cpu: bundle.cpu.clone() };
         record.containers.insert(subject.state.bundle.clone(), container);
@@ -63,7 +64,7 @@ fn join(record: &mut Record, subject: &Subject, bundle: &Bundle) -> Result<(), E
 
 /// The pod's totals on a pause container, as long as no workload is known.
 fn pod_of(bundle: &Bundle, record: &Record) -> Option<LinuxCpu> {
-    demand::of_pod(&bundle.annotations).filter(|_| record.containers.is_empty())
+    demand::of_pod(&bundle.annotations).filter(|_| record.demands().is_empty())
 }
 
 /// Whether there is anything that this version can do here.

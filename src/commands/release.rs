@@ -84,7 +84,8 @@ fn lives(run: &Run, record: &Record) -> bool {
 /// A workload's end while the VM lives: the others' demand is what remains.
 fn forget_container(run: &mut Run, subject: &Subject, known: &Record, store: Option<&Store>) -> Result<(), Error> {
     let mut record = known.clone();
-    let was_known = record.containers.remove(&subject.state.bundle).is_some();
+    let was_known = record.containers.contains_key(&subject.state.bundle);
+    record.keep_containers(|bundle| bundle != subject.state.bundle);
     if !record.containers.is_empty() {
         return settle(run, subject, Change { known, record, pod: None, store }, None);
     }

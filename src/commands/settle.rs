@@ -63,7 +63,7 @@ fn converge(
     let mounts = Mounts::read(&run.host.proc)?;
     let record = &mut change.record;
     let path = SandboxPath::recorded(&record.path).ok_or_else(|| Error::Unsettled("no place recorded".into()))?;
-    let demand = Demand::of(record.containers.values().map(|container| &container.cpu).chain(&change.pod))?;
+    let demand = Demand::of(record.demands().into_iter().chain(&change.pod))?;
     let mut patience = Some(Instant::now()).filter(|_| found.is_none());
     let (mut tries, mut refused) = (Tries::default(), None::<Error>);
     loop {
@@ -137,7 +137,11 @@ impl Tries {
 
 /// Saves the record of a placed sandbox and says how it went.
 fn keep(run: &mut Run, change: &mut Change, done: &Done) -> Result<(), Error> {
-    change.record.state = Progress::Placed;
+    change.record.state = if change.record.containers.is_empty() && change.known.state == Progress::Idle {
+        Progress::Idle
+    } else {
+        Progress::Placed
+    };
     let vcpus = run.report.vcpus.as_ref();
     let is_partial = vcpus.is_none_or(|vcpus| vcpus.is_partial() || vcpus.threads.is_empty());
     let is_unchanged = done.created + done.moved + done.set == 0;
