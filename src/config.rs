@@ -246,12 +246,15 @@ mod tests {
         let config = Config::default();
         assert_eq!((config.mode, config.on_error), (Mode::Enforce, OnError::Fail));
         assert_eq!(config.deadline, Duration::from_secs(5));
-        assert_eq!(config.runtime_dirs[2], Path::new("/run/kata"));
+        assert_eq!(config.runtime_dirs, ["/run/vc/vm", "/run/vc/sbs", "/run/kata"].map(PathBuf::from));
+        assert_eq!(config.state_dir, Path::new("/run/kata-cgroup-hook"));
+        assert_eq!((config.log_level, config.domain), (LogLevel::Info, Domain::Kata));
+        assert_eq!(PATH, "/etc/kata-cgroup-hook/config.toml");
         assert_eq!(config.log_socket.as_deref(), Some(Path::new("/dev/log")));
     }
 
     #[test]
-    fn every_key_of_the_contract_is_understood() {
+    fn every_documented_key_is_understood() {
         let config = Config::parse(
             r#"
             mode = "observe"

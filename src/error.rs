@@ -12,7 +12,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum Error {
     /// The state on stdin (or in `--state FILE`) cannot be used.
-    #[error("state on stdin: {0}")]
+    #[error("OCI state: {0}")]
     State(String),
     /// The bundle's config.json of a container that is known to belong to a VM sandbox cannot be used.
     #[error("{path}: {why}", path = .path.display())]
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn several_errors_make_one_line() {
         let errors = vec![Error::State("a".into()), Error::State("b".into())];
-        assert_eq!(Error::all(errors).unwrap_err().to_string(), "state on stdin: a; state on stdin: b");
+        assert_eq!(Error::all(errors).unwrap_err().to_string(), "OCI state: a; OCI state: b");
         assert!(Error::all(Vec::new()).is_ok());
     }
 }

@@ -18,10 +18,16 @@
 //!                       apply    does the steps, undoes them on failure
 //! ```
 //!
-//! - [`cli`]: arguments; [`config`]: the configuration file; [`commands`]: a run from state to exit code
-//! - [`oci`]: state, bundle, sandbox; [`vmm`]: kinds, find, vcpu; [`cgroup`]: mounts, path, group, site, demand, v1, leftover
-//! - [`proc`]: the one reader of /proc; [`foreign`]: reading files that others wrote; [`sys`]: the few system calls by hand
-//! - [`plan`], [`apply`], [`record`]; [`log`], [`error`], [`deadline`]
+//! | module | holds |
+//! |---|---|
+//! | [`cli`], [`config`] | the command line; the configuration file |
+//! | [`commands`] | a run from state to exit code: subject (whom it is for), vm (finding it), place, release, settle (what both need), bookkeeping (the record) |
+//! | [`oci`] | state, bundle, sandbox |
+//! | [`vmm`] | kinds (the table), runtime (Kata's directories), find (the proof), vcpu, debugfs |
+//! | [`cgroup`] | mounts, path (the names), group (one of them), site (what stands where ours are to be), leftover (what stands of ours in the end), demand, cpulist, file and v1 (the values) |
+//! | [`plan`], [`apply`], [`record`] | as in the picture |
+//! | [`proc`], [`foreign`], [`sys`] | the one reader of /proc; reading files that others wrote; the system calls by hand |
+//! | [`log`], [`error`], [`deadline`] | the log line; what can go wrong; how much time is left |
 
 // Nothing that comes from outside may end in a panic; tests may fail loudly.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]

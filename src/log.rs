@@ -18,6 +18,9 @@ use crate::vmm::vcpu::Vcpus;
 const LONGEST_VALUE: usize = 256;
 const LONGEST_LINE: usize = 1024;
 
+/// The longest that stands before it: priority, name and pid.
+const LONGEST_TAG: usize = "<30>kata-cgroup-hook[4194304]: ".len();
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Outcome {
@@ -127,7 +130,10 @@ impl Report {
         ];
         let mut line = String::new();
         for (key, value) in pairs {
-            let _ = write!(line, "{}{key}={}", if line.is_empty() { "" } else { " " }, Value(&value));
+            let _ = write!(line, "{}{key}=", if line.is_empty() { "" } else { " " });
+            // What comes last gets what is left of the line.
+            let room = LONGEST_LINE.saturating_sub(LONGEST_TAG + line.len());
+            let _ = write!(line, "{}", Value(&value, room.min(LONGEST_VALUE)));
         }
         line
     }
@@ -145,25 +151,20 @@ struct Format;
 impl LogFormat<&String> for Format {
     fn format<W: Write>(&self, out: &mut W, severity: Severity, line: &String) -> syslog::Result<()> {
         let priority = Facility::LOG_DAEMON as u8 | severity as u8;
-        let mut whole = format!("<{priority}>kata-cgroup-hook[{}]: {line}", std::process::id());
-        // The line is ASCII, as every value was escaped.
-        if whole.len() > LONGEST_LINE {
-            whole.truncate(LONGEST_LINE - 1);
-            whole.push('"');
-        }
-        out.write_all(whole.as_bytes()).map_err(syslog::Error::Write)
+        let tag = format!("<{priority}>kata-cgroup-hook[{}]: ", std::process::id());
+        out.write_all(tag.as_bytes()).and_then(|()| out.write_all(line.as_bytes())).map_err(syslog::Error::Write)
     }
 }
 
-/// A value as the log has it: plain if it is of plain characters, else quoted, escaped and cut.
-struct Value<'a>(&'a str);
+/// A value as the log has it: plain if it is of plain characters, else quoted and escaped; cut to so many bytes.
+struct Value<'a>(&'a str, usize);
 
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_./:,+@=()-".contains(&byte);
         if self.0.is_empty() {
             f.write_str("-")
-        } else if self.0.len() <= LONGEST_VALUE && self.0.bytes().all(is_plain) {
+        } else if self.0.len() <= self.1 && self.0.bytes().all(is_plain) {
             f.write_str(self.0)
         } else {
             let mut quoted = String::from("\"");
@@ -174,7 +175,7 @@ impl fmt::Display for Value<'_> {
                     b' '..=b'~' => char::from(byte).to_string(),
                     byte => format!("\\x{byte:02x}"),
                 };
-                if quoted.len() + escaped.len() >= LONGEST_VALUE {
+                if quoted.len() + escaped.len() >= self.1 {
                     break;
                 }
                 quoted.push_str(&escaped);
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placed_sandbox_reads_as_the_contract_has_it() {
+    fn a_placed_sandbox_reads_as_documented() {
         let report = Report {
             outcome: Outcome::Placed,
             sandbox: Some("sb".into()),
@@ -226,18 +227,21 @@ mod tests {
 
     #[test]
     fn values_cannot_forge_or_flood_a_line() {
-        assert_eq!(Value("a\nb\" \\\u{7}ä").to_string(), r#""a\nb\" \\\x07\xc3\xa4""#);
-        let long = Value(&"x".repeat(70_000)).to_string();
+        assert_eq!(Value("a\nb\" \\\u{7}ä", LONGEST_VALUE).to_string(), r#""a\nb\" \\\x07\xc3\xa4""#);
+        let long = Value(&"x".repeat(70_000), LONGEST_VALUE).to_string();
         assert_eq!(long.len(), LONGEST_VALUE);
-        let report = Report { notes: vec!["\n".repeat(9999)], sandbox: Some("ä".repeat(999)), ..Report::default() };
+        let everywhere = || Some("\"".repeat(999));
+        let (sandbox, container, cpus) = (everywhere(), everywhere(), everywhere());
+        let report = Report { notes: vec!["\n".repeat(9999)], sandbox, container, cpus, ..Report::default() };
         let mut datagram = Vec::new();
         Format.format(&mut datagram, Severity::LOG_ERR, &line(&report)).unwrap();
         assert!(datagram.len() <= LONGEST_LINE && datagram.is_ascii() && !datagram.contains(&b'\n'));
         assert!(datagram.starts_with(b"<27>kata-cgroup-hook["));
+        assert!(line(&report).ends_with("n\""), "the last value is closed: {}", line(&report));
     }
 
     #[test]
-    fn severities_are_the_contracts() {
+    fn severities_are_as_documented() {
         for (outcome, priority) in [(Outcome::Placed, "<30>"), (Outcome::Refused, "<28>"), (Outcome::Failed, "<27>")] {
             let mut datagram = Vec::new();
             Format.format(&mut datagram, outcome.severity(), &String::new()).unwrap();

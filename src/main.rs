@@ -6,9 +6,6 @@ use std::process::ExitCode;
 use kata_cgroup_hook::cli::{self, Command};
 use kata_cgroup_hook::commands::{self, Exit, Host};
 
-/// What the command line's misuse exits with.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
     let exit = match cli::parse(std::env::args_os().skip(1)) {
         Ok(Command::Hook(hook)) => commands::run(&hook, &Host::this()),
@@ -16,7 +13,7 @@ fn main() -> ExitCode {
         Ok(Command::Version) => {
             Exit { stdout: concat!("kata-cgroup-hook ", env!("CARGO_PKG_VERSION"), "\n").to_owned(), ..Exit::default() }
         }
-        Err(why) => Exit { code: USAGE, stderr: Some(format!("kata-cgroup-hook: {why}")), ..Exit::default() },
+        Err(why) => Exit::usage(&why),
     };
     // Written whole and at once: a closed stdout or stderr is the caller's wish, not our failure.
     let _ = std::io::stdout().write_all(exit.stdout.as_bytes());

@@ -181,7 +181,7 @@ pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
 }
 
 impl fmt::Display for Step {
-    /// The contract's words: one space between fields, `\n` and `\x20` escapes inside them.
+    /// As documented: one space between fields, `\n` and `\x20` escapes inside them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = |group: &GroupPath| escape(&group.absolute());
         match self {

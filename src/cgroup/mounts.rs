@@ -54,7 +54,7 @@ impl Hierarchy {
     }
 }
 
-/// The hierarchies of this host, and where else debugfs is mounted.
+/// The hierarchies of this host, and where debugfs is mounted.
 #[derive(Debug, Default)]
 pub struct Mounts {
     pub hierarchies: Vec<Rc<Hierarchy>>,

@@ -288,6 +288,19 @@ mod tests {
             }
 
             #[test]
+            fn equal_input_gives_equal_groups_and_a_workloads_own_id_counts_for_nothing(
+                slice in "[a-z]{1,4}(-[a-z]{1,4}){0,2}", prefix in "[a-z]{0,5}", a in "[a-z0-9]{1,9}", b in "[a-z0-9]{1,9}",
+                path in cgroups_path(), role in role(),
+            ) {
+                let sandbox = |role| Sandbox { id: "SB".into(), role };
+                let text = |path: &str, role| SandboxPath::derive(path, &sandbox(role)).map_err(|error| error.to_string());
+                prop_assert_eq!(text(&path, role), text(&path, role));
+                let unit = |id: &str| format!("{slice}.slice:{prefix}:{id}");
+                prop_assert_eq!(text(&unit(&a), Role::Workload), text(&unit(&b), Role::Workload));
+                prop_assert_eq!(text(&unit(&a), Role::Workload), text(&unit("SB"), Role::Sandbox));
+            }
+
+            #[test]
             fn two_workloads_in_one_directory_share_one_group(dir in "(/[a-z]{1,5}){0,3}", a in "[a-z0-9]{1,9}", b in "[a-z0-9]{1,9}") {
                 let sandbox = Sandbox { id: "SB".into(), role: Role::Workload };
                 let of = |id: &str| SandboxPath::derive(&format!("{dir}/{id}"), &sandbox).unwrap();

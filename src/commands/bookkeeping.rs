@@ -77,7 +77,7 @@ fn remember(record: &mut Record, vm: &Vm, sites: &[Site]) {
     record.processes = vm.processes.iter().map(recorded).collect();
 }
 
-/// Which interface each controller has on this host, in the contract's words.
+/// Which interface each controller has on this host.
 fn mode_of(mounts: &Mounts) -> BTreeMap<String, String> {
     let version = |controller| match mounts.of_controller(controller).map(|hierarchy| hierarchy.version) {
         Some(Version::V1) => "v1",

@@ -66,19 +66,32 @@ pub struct Exit {
     pub stderr: Option<String>,
 }
 
+impl Exit {
+    /// Nothing was to be done, which a dry run says.
+    fn nothing(is_dry: bool) -> Self {
+        let stdout = if is_dry { "0 steps\n" } else { "" }.to_owned();
+        Self { stdout, ..Self::default() }
+    }
+
+    /// The command line was not understood.
+    pub fn usage(why: &str) -> Self {
+        Self { code: 2, stderr: Some(format!("kata-cgroup-hook: {}", printable(why))), ..Self::default() }
+    }
+}
+
 /// Runs the hook.
 pub fn run(hook: &Hook, host: &Host) -> Exit {
     let start = Instant::now();
     // runc and crun run createContainer hooks inside the container's namespaces, where nothing of ours is.
     if hook.stage == Stage::CreateContainer && !host.proc.in_host_namespaces() {
-        return Exit::default();
+        return Exit::nothing(hook.dry_run);
     }
     let (config, broken) = match Config::load(hook.config.as_deref(), host.is_root().then_some(host.owner)) {
         Ok(config) => (config, None),
         Err(error) => (Config::default(), Some(error)),
     };
     if config.mode == Mode::Off {
-        return Exit::default();
+        return Exit::nothing(hook.dry_run);
     }
     let deadline = Deadline::after(start, config.deadline).minding_signals();
     let mut run = Run {
@@ -143,7 +156,9 @@ impl Run<'_> {
         if !self.is_dry {
             self.report.send(self.stage, self.config);
         }
-        let is_harmless = self.config.mode == Mode::Observe || self.config.on_error == OnError::Warn;
+        // Only of a VM sandbox is it known that it may start unplaced; a state that is none says nothing of whom it is for.
+        let is_warned_only = self.config.on_error == OnError::Warn && self.report.sandbox.is_some();
+        let is_harmless = self.config.mode == Mode::Observe || is_warned_only;
         let fails = error.is_some() && self.stage.may_fail_container() && !is_harmless;
         let tells = fails || (error.is_some() && !self.stage.may_fail_container() && self.config.mode != Mode::Observe);
         let stdout = if self.is_dry && error.is_none() { self.printed.join("\n") + "\n" } else { String::new() };

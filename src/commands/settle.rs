@@ -43,7 +43,10 @@ pub(super) fn settle(run: &mut Run, subject: &Subject, mut change: Change, vm: O
     run.report.moved = done.moved;
     let kept = match result {
         Ok(true) => keep(run, &mut change, &done).map_err(Some),
-        Ok(false) => Err(None),
+        Ok(false) => {
+            run.printed.push("0 steps: no VMM yet".into());
+            Err(None)
+        }
         Err(error) => Err(Some(error)),
     };
     match kept {
@@ -161,8 +164,13 @@ fn undo(run: &mut Run, change: &Change, done: &mut Done, cause: Option<Error>) -
     let (deadline, known) = (Deadline::for_undo(), change.known);
     let apply = Apply { proc: &run.host.proc, deadline: &deadline, sandbox: &known.sandbox };
     let mut errors = apply.undo(done);
-    // The record that was there before is right again; of a new one nothing is left, unless undoing failed.
+    // The record that was there before is right again, but for a container that has ended meanwhile; of a new one nothing is
+    // left, unless undoing failed.
     let result = match change.store {
+        Some(store) if !known.path.is_empty() && cause.is_none() => {
+            let (containers, last) = (change.record.containers.clone(), change.record.last.clone());
+            store.save(&Record { containers, last, ..known.clone() })
+        }
         Some(store) if !known.path.is_empty() => store.save(known),
         Some(store) if errors.is_empty() => store.forget(&known.sandbox),
         _ => Ok(()),

@@ -80,7 +80,8 @@ impl State {
 
     /// Parses and checks the state.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| Error::State(format!("not an OCI state: {error}")))?;
+        let raw: Raw =
+            serde_json::from_slice(bytes).map_err(|error| Error::State(format!("not JSON that can be one: {error}")))?;
         let missing = |what| Error::State(format!("no {what} in it"));
         let id = raw.id.filter(|id| !id.is_empty()).ok_or_else(|| missing("id"))?;
         let bundle = raw.bundle.filter(|path| !path.as_os_str().is_empty()).ok_or_else(|| missing("bundle"))?;
@@ -115,7 +116,7 @@ fn read_stdin(deadline: &Deadline) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(4096);
     loop {
         if !deadline.wait_readable(&stdin) {
-            deadline.check("read all of it").map_err(|_| Error::State("still open at the deadline".into()))?;
+            deadline.check("read all of it").map_err(|_| Error::State("stdin still open at the deadline".into()))?;
             continue;
         }
         let mut chunk = [0; 16 * 1024];
@@ -160,13 +161,13 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_no_file_name_is_refused_by_name() {
-        assert!(error("").starts_with("state on stdin: not an OCI state: "));
-        assert_eq!(error(r#"{"bundle":"/b"}"#), "state on stdin: no id in it");
-        assert_eq!(error(r#"{"id":"x"}"#), "state on stdin: no bundle in it");
-        assert_eq!(error(r#"{"id":"x","bundle":""}"#), "state on stdin: no bundle in it");
+        assert!(error("").starts_with("OCI state: not JSON that can be one: "));
+        assert_eq!(error(r#"{"bundle":"/b"}"#), "OCI state: no id in it");
+        assert_eq!(error(r#"{"id":"x"}"#), "OCI state: no bundle in it");
+        assert_eq!(error(r#"{"id":"x","bundle":""}"#), "OCI state: no bundle in it");
         assert!(error(r#"{"id":"x","bundle":"b"}"#).contains("not an absolute path"));
         assert!(error(r#"{"id":"../x","bundle":"/b"}"#).contains("no container id"));
-        assert!(error(r#"{"id":"x","bundle":"/b","pid":"12"}"#).contains("not an OCI state"));
+        assert!(error(r#"{"id":"x","bundle":"/b","pid":"12"}"#).contains("not JSON that can be one"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ const IOCTL: u64 = 16;
 #[cfg(not(target_arch = "x86_64"))]
 const IOCTL: u64 = 29;
 
-/// What shows that a thread is a vCPU. The contract's word for each is its lower-case name.
+/// What shows that a thread is a vCPU. The word for each is its name in small letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Proof {
     /// KVM says so.
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn proofs_have_the_contracts_words() {
+    fn proofs_have_their_words() {
         assert_eq!(
             [Proof::Debugfs, Proof::Name, Proof::Syscall].map(|proof| proof.to_string()),
             ["debugfs", "name", "syscall"]

@@ -4,12 +4,14 @@
 //! so that a refusal for some other reason shows up as a failing second run.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use serde_json::{Value, json};
 
 use crate::testenv::*;
 
@@ -421,17 +423,28 @@ fn a_record_that_is_not_roots_alone_is_not_believed() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
+    // A group that somebody would like to see removed, written into the record as one of the sandbox's.
+    let victim = Group::new("cpu", &format!("{}/victim", env.top()));
+    victim.make();
+    let path = env.state_dir().join(format!("{}.json", env.name));
+    let forge = || {
+        let mut record: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let inode = fs::metadata(victim.path_on_host()).unwrap().ino();
+        let group = json!({ "path": victim.path_on_host(), "controllers": ["cpu"], "inode": inode });
+        record["groups"].as_array_mut().unwrap().push(group);
+        fs::write(&path, record.to_string()).unwrap();
+    };
     sandbox.place(&bundle);
-    // A group somebody would like to see removed, written into a record that is not root's.
-    let victim = format!("{}/victim", env.top());
-    premake(&victim);
-    let record = env.state_dir().join(format!("{}.json", env.name));
-    let text = fs::read_to_string(&record).unwrap();
-    fs::write(&record, text.replace(&env.group(), &victim)).unwrap();
-    chown(&record, Some(NOBODY), None).unwrap();
+    forge();
+    chown(&path, Some(NOBODY), None).unwrap();
     let run = env.hook("poststop").state(bundle.state(sandbox.pid)).run();
     assert_eq!(run.code, Some(0), "{run:#?}");
-    assert!(CONTROLLERS.iter().all(|controller| Group::new(controller, &victim).exists()));
+    assert!(victim.exists(), "somebody else's record was believed");
+    // The same record in root's hands is.
+    sandbox.place(&bundle);
+    forge();
+    sandbox.release(&bundle).logged("released");
+    assert!(!victim.exists(), "root's own record was not believed");
 }
 
 #[test]

@@ -535,3 +535,21 @@ fn hosts_without_a_kata_are_never_written_to() {
     }
     before.assert_same(&env.dump(), "no runtime directory");
 }
+
+#[test]
+fn on_error_warn_is_for_vm_sandboxes_and_not_for_a_state_that_is_none() {
+    let Some(env) = Env::new() else { return };
+    env.configure("on-error = \"warn\"\n");
+    env.hook("createRuntime").state("{").run().failed_with(1);
+    // A VM sandbox that cannot be placed is started all the same.
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle().cgroups_path(&format!("/{}", "x".repeat(300)));
+    env.hook("createRuntime").state(bundle.state(sandbox.pid)).run().succeeded().logged("failed");
+}
+
+#[test]
+fn an_argument_with_a_line_end_makes_no_second_line() {
+    let Some(env) = Env::new() else { return };
+    let run = env.hook("prestart").only_args(&["prestart", "--a\nb"]).run();
+    assert_eq!((run.code, run.stderr.lines().count()), (Some(2), 1), "{run:#?}");
+}

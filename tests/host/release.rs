@@ -346,3 +346,46 @@ fn placed_and_released_again_and_again_leaves_nothing() {
         before.assert_same(&env.dump(), "placed and released");
     }
 }
+
+#[test]
+fn the_pause_containers_poststart_does_not_lift_an_idle_sandboxs_limits() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let pause = env.bundle_of(Engine::Containerd, Kind::Sandbox, &env.name, &env.name);
+    let workload = env.bundle_of(Engine::Containerd, Kind::Workload, &env.name, "c0ffee");
+    env.hook("poststart").state(workload.state(sandbox.pid)).run().succeeded().logged("placed");
+    env.hook("poststop").state(workload.state(sandbox.pid)).run().succeeded();
+    let cpu = Group::new("cpu", &env.group());
+    let limits = || (cpu.value("cpu.cfs_quota_us"), cpu.value("cpu.shares"));
+    let last = limits();
+    assert_ne!(last.0, "-1");
+    env.hook("poststart").state(pause.state(sandbox.pid)).run().succeeded();
+    assert_eq!(limits(), last);
+    // The next container's demand counts by itself.
+    let next = env
+        .bundle_of(Engine::Containerd, Kind::Workload, &env.name, "decade")
+        .cpu(serde_json::json!({ "quota": 70_000, "period": 100_000 }));
+    next.clone().write();
+    env.hook("poststart").state(next.state(sandbox.pid)).run().succeeded();
+    assert_eq!(limits(), ("70000".to_owned(), "1024".to_owned()));
+}
+
+#[test]
+fn a_dry_run_always_ends_with_its_count() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    for id in ["c0ffee", "decade"] {
+        let workload = env.bundle_of(Engine::CriO, Kind::Workload, &env.name, id);
+        env.hook("poststart").state(workload.state(sandbox.pid)).run().succeeded();
+    }
+    // Alive by its record, and unable to prove itself any more.
+    let pid_file = sandbox.runtime_dir("vm").join("pid");
+    fs::set_permissions(&pid_file, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    fs::remove_dir_all(sandbox.runtime_dir("sbs")).unwrap();
+    let workload = env.bundle_of(Engine::CriO, Kind::Workload, &env.name, "decade");
+    let run = env.hook("poststop").dry().state(workload.state_with_id(&env.name, 0)).run();
+    assert!(run.stdout.lines().last().is_some_and(|line| line.contains(" steps")), "{run:#?}");
+    env.configure("mode = \"off\"\n");
+    let run = env.hook("poststop").dry().state(workload.state_with_id(&env.name, 0)).run();
+    assert_eq!((run.code, run.stdout.as_str()), (Some(0), "0 steps\n"));
+}

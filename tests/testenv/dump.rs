@@ -1,8 +1,8 @@
 //! All that the hook could have changed, as lines of text: what "nothing changed" is held against.
 //!
 //! Of the hierarchies it has the top level (whatever a stray write or mkdir would hit first), everything that bears this
-//! environment's name, and where the watched processes are; of the file system the state and runtime directories and the
-//! mounts. Groups of tests that run at the same time are left out: they change by themselves.
+//! environment's name, and where the watched processes are; of the file system the state and runtime directories, its own and
+//! those of the host, and the mounts. Groups of tests that run at the same time are left out: they change by themselves.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,6 +42,10 @@ impl Dump {
         }
         for dir in [env.state_dir(), env.dir.join("vm"), env.dir.join("sbs"), env.dir.join("kata"), env.dir.join("bundles")] {
             files_below(&dir, &mut lines);
+        }
+        // What a hook without this environment's configuration would write to.
+        for dir in ["/run/kata-cgroup-hook", "/run/vc", "/run/kata"] {
+            files_below(Path::new(dir), &mut lines);
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         lines.extend(mounts.lines().map(|line| format!("mount {line}")));
