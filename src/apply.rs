@@ -278,7 +278,11 @@ impl Apply<'_> {
             // Ourselves first: while we are in it, it cannot go.
             members.sort_by_key(|member| *member != own);
             self.deadline.check("empty a group")?;
-            let writer = nearest_standing(target)?.writer(file)?;
+            let writer = match nearest_standing(target)?.writer(file) {
+                // It went just now: the next above takes them.
+                Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV)) => continue,
+                writer => writer?,
+            };
             let (before, mut refused) = (done.moved, Vec::new());
             for member in members {
                 match writer.write(&member.to_string()) {

@@ -165,7 +165,8 @@ impl Group {
     /// The process or thread numbers in one of its lists; none in a group that has gone meanwhile.
     pub fn members(&self, list: &str) -> Result<Vec<i32>, Error> {
         match self.read(list) {
-            Err(error) if error.is_gone() => Ok(Vec::new()),
+            // Every group has these lists; where one cannot be opened, its group is gone.
+            Err(error) if error.is_gone() || error.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
             text => Ok(text?.lines().filter_map(|line| line.parse().ok()).collect()),
         }
     }

@@ -326,7 +326,7 @@ fn sandboxes_that_start_and_end_at_once_do_not_disturb_each_other() {
             let states = sandboxes.iter().zip(&bundles).map(|(sandbox, bundle)| bundle.state(sandbox.pid));
             let runs: Vec<_> = states.map(|state| env.hook(stage).state(state).start()).collect();
             for run in runs {
-                assert_eq!(run.wait().code, Some(0), "{stage}");
+                run.wait().succeeded();
             }
             for sandbox in sandboxes.iter().filter(|_| stage == "prestart") {
                 sandbox.assert_placed(&format!("{}/pod/kata_{}", env.top(), sandbox.id));
