@@ -4,15 +4,13 @@
 //! megabytes. So such a file is opened without following links and without blocking, must be regular, and is read to a bound.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
-
-use crate::error::errno_of;
+use nix::unistd::read;
 
 /// Opens `name` in `dir` for reading: no link as its last part, no waiting for the other end of a fifo.
 pub fn open(dir: impl AsFd, name: &Path) -> Result<File, Errno> {
@@ -24,7 +22,7 @@ pub fn open(dir: impl AsFd, name: &Path) -> Result<File, Errno> {
 ///
 /// # Errors
 /// ELOOP for a link, EINVAL for what is no regular file, EFBIG for more than `limit` bytes; else what the kernel said.
-pub fn read(dir: impl AsFd, name: &Path, limit: u64) -> Result<(Vec<u8>, FileStat), Errno> {
+pub fn read_file(dir: impl AsFd, name: &Path, limit: u64) -> Result<(Vec<u8>, FileStat), Errno> {
     read_open(&open(dir, name)?, limit)
 }
 
@@ -34,9 +32,25 @@ pub fn read_open(file: &File, limit: u64) -> Result<(Vec<u8>, FileStat), Errno> 
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(Errno::EINVAL);
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(stat.st_size).unwrap_or(0).min(1 << 20) + 1);
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|error| errno_of(&error))?;
-    if bytes.len() as u64 > limit { Err(Errno::EFBIG) } else { Ok((bytes, stat)) }
+    read_to_end(file, limit).map(|bytes| (bytes, stat))
+}
+
+/// Everything that can be read from `fd`, of at most `limit` bytes: EFBIG for more.
+///
+/// The kernel's own files say that they are empty, and the standard library then begins with 32 bytes; most of them fit here.
+pub fn read_to_end(fd: impl AsFd, limit: u64) -> Result<Vec<u8>, Errno> {
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    loop {
+        match read(&fd, &mut chunk) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if bytes.len() as u64 > limit {
+            return Err(Errno::EFBIG);
+        }
+    }
 }
 
 /// Whether nobody but `owner` can have written what `stat` describes.
@@ -61,11 +75,11 @@ mod tests {
         symlink(path("file"), path("link")).unwrap();
         mkfifo(&path("fifo"), Mode::S_IRWXU).unwrap();
 
-        assert_eq!(read(AT_FDCWD, &path("file"), 5).unwrap().0, b"12345");
-        assert_eq!(read(AT_FDCWD, &path("file"), 4).unwrap_err(), Errno::EFBIG);
-        assert_eq!(read(AT_FDCWD, &path("link"), 5).unwrap_err(), Errno::ELOOP);
-        assert_eq!(read(AT_FDCWD, &path("fifo"), 5).unwrap_err(), Errno::EINVAL);
-        assert_eq!(read(AT_FDCWD, dir.path(), 5).unwrap_err(), Errno::EINVAL);
-        assert_eq!(read(AT_FDCWD, &path("gone"), 5).unwrap_err(), Errno::ENOENT);
+        assert_eq!(read_file(AT_FDCWD, &path("file"), 5).unwrap().0, b"12345");
+        assert_eq!(read_file(AT_FDCWD, &path("file"), 4).unwrap_err(), Errno::EFBIG);
+        assert_eq!(read_file(AT_FDCWD, &path("link"), 5).unwrap_err(), Errno::ELOOP);
+        assert_eq!(read_file(AT_FDCWD, &path("fifo"), 5).unwrap_err(), Errno::EINVAL);
+        assert_eq!(read_file(AT_FDCWD, dir.path(), 5).unwrap_err(), Errno::EINVAL);
+        assert_eq!(read_file(AT_FDCWD, &path("gone"), 5).unwrap_err(), Errno::ENOENT);
     }
 }

@@ -58,7 +58,7 @@ impl Proc {
 
     /// The mount table of this process: one line a mount (proc_pid_mountinfo(5)).
     pub fn mountinfo(&self) -> Result<Vec<u8>, Errno> {
-        foreign::read(AT_FDCWD, &self.root.join("self/mountinfo"), 16 << 20).map(|(bytes, _)| bytes)
+        foreign::read_file(AT_FDCWD, &self.root.join("self/mountinfo"), 16 << 20).map(|(bytes, _)| bytes)
     }
 
     /// Where the mount table is, for messages.
@@ -70,7 +70,7 @@ impl Proc {
     ///
     /// From uptime, as the `btime` of /proc/stat costs a walk over every interrupt of every CPU.
     pub fn boot_time(&self) -> Option<u64> {
-        let (bytes, _) = foreign::read(AT_FDCWD, &self.root.join("uptime"), LIMIT).ok()?;
+        let (bytes, _) = foreign::read_file(AT_FDCWD, &self.root.join("uptime"), LIMIT).ok()?;
         let uptime = Duration::try_from_secs_f64(number(words(&bytes).next()?)?).ok()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
         now.checked_sub(uptime).map(|boot| boot.as_secs())
@@ -78,7 +78,7 @@ impl Proc {
 
     /// Whether our user ids are the host's: every id is mapped to itself (user_namespaces(7)).
     pub fn is_in_first_user_namespace(&self) -> bool {
-        let map = foreign::read(AT_FDCWD, &self.root.join("self/uid_map"), LIMIT);
+        let map = foreign::read_file(AT_FDCWD, &self.root.join("self/uid_map"), LIMIT);
         map.is_ok_and(|(text, _)| words(&text).eq([b"0".as_slice(), b"0", b"4294967295"]))
     }
 
@@ -87,7 +87,7 @@ impl Proc {
     /// The links in /proc/1/ns would say so, but reading them takes the right to trace pid 1, which not every root has. A process
     /// of another pid namespace bears more than one number, and a mount bears its id in one mount namespace only.
     pub fn in_host_namespaces(&self) -> bool {
-        let read = |name: &str, limit| foreign::read(AT_FDCWD, &self.root.join(name), limit).map(|(bytes, _)| bytes);
+        let read = |name: &str, limit| foreign::read_file(AT_FDCWD, &self.root.join(name), limit).map(|(bytes, _)| bytes);
         let status = read("self/status", LIMIT).ok().and_then(|text| Status::parse(&text));
         let mount_ids = |name: &str| read(name, 16 << 20).map(|text| mount_ids(&text)).unwrap_or_default();
         let ours = mount_ids("self/mountinfo");
@@ -117,7 +117,7 @@ impl Process {
     }
 
     fn read(&self, name: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
-        foreign::read(&self.dir, name.as_ref(), LIMIT).map(|(bytes, _)| bytes)
+        foreign::read_file(&self.dir, name.as_ref(), LIMIT).map(|(bytes, _)| bytes)
     }
 
     fn read_of_thread(&self, tid: i32, name: &str) -> Result<Vec<u8>, Errno> {

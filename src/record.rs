@@ -186,7 +186,7 @@ impl Store {
     /// Reads a sandbox's record: none if there is none that can be understood.
     pub fn load(&self, sandbox: &str) -> Result<Option<Record>, Error> {
         let name = format!("{sandbox}.json");
-        match foreign::read(&self.dir, Path::new(&name), 16 << 20) {
+        match foreign::read_file(&self.dir, Path::new(&name), 16 << 20) {
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(Error::path("read", self.path.join(name), errno)),
             Ok((_, stat)) if !foreign::is_only_of(&stat, self.owner) => Ok(None),

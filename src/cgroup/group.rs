@@ -6,8 +6,6 @@
 //! attribute that outlives us, or if our record knows its inode; a name proves nothing.
 
 use std::ffi::CStr;
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
@@ -19,11 +17,14 @@ use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat, write};
 
 use crate::cgroup::mounts::{Hierarchy, Version};
-use crate::error::{Error, errno_of};
-use crate::sys;
+use crate::error::Error;
+use crate::{foreign, sys};
 
 /// The mark of a group that we made: the id of the sandbox that it was made for.
 const MARK: &CStr = c"trusted.kata-cgroup-hook";
+
+/// No file of a group is longer, in bytes: a list of every thread that a host can have (PID_MAX_LIMIT is 4,194,304).
+const LONGEST: u64 = 64 << 20;
 
 /// Where a group is, whether it stands or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,11 +148,10 @@ impl Group {
     pub fn read(&self, name: &str) -> Result<String, Error> {
         let failed = |errno| Error::path("read", self.file(name), errno);
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let mut text = String::new();
-        let mut file = openat(&self.dir, name, flags, Mode::empty()).map(File::from).map_err(failed)?;
-        file.read_to_string(&mut text).map_err(|error| failed(errno_of(&error)))?;
-        text.truncate(text.trim_end().len());
-        Ok(text)
+        let file = openat(&self.dir, name, flags, Mode::empty()).map_err(failed)?;
+        let bytes = foreign::read_to_end(file, LONGEST).map_err(failed)?;
+        let text = String::from_utf8(bytes).map_err(|_| failed(Errno::EILSEQ))?;
+        Ok(text.trim_end().to_owned())
     }
 
     /// Reads one of its files; `None` if the kernel has no such file.

@@ -50,7 +50,7 @@ impl Bundle {
     /// Reads config.json in the bundle at `path`.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let file = path.join("config.json");
-        let (bytes, _) = foreign::read(AT_FDCWD, &file, LIMIT).map_err(|errno| Error::path("read", &file, errno))?;
+        let (bytes, _) = foreign::read_file(AT_FDCWD, &file, LIMIT).map_err(|errno| Error::path("read", &file, errno))?;
         Self::parse(&bytes).map_err(|why| Error::Bundle { path: file, why })
     }
 

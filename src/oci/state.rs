@@ -104,7 +104,7 @@ pub fn is_id(id: &str) -> bool {
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
-    let read = foreign::read(AT_FDCWD, path, LIMIT);
+    let read = foreign::read_file(AT_FDCWD, path, LIMIT);
     read.map(|(bytes, _)| bytes).map_err(|errno| Error::path("read", path, errno))
 }
 

@@ -78,7 +78,7 @@ impl Debugfs {
             let Some(index) = name.strip_prefix("vcpu").and_then(|index| index.parse().ok()) else {
                 continue;
             };
-            let (text, _) = foreign::read(&dir, Path::new(&format!("{name}/pid")), 64)?;
+            let (text, _) = foreign::read_file(&dir, Path::new(&format!("{name}/pid")), 64)?;
             vcpus.push(Vcpu { index, tid: number(&text).ok_or(Errno::EINVAL)? });
         }
         vcpus.sort_by_key(|vcpu| vcpu.index);

@@ -100,7 +100,7 @@ impl RuntimeDir {
     /// What the file `name` in this directory claims; nothing if it is not there.
     fn claims_in(&self, name: &str, parse: Parse, owner: u32) -> Result<Vec<Claim>, String> {
         let file = self.path.join(name);
-        let (bytes, stat) = match foreign::read(&self.fd, Path::new(name), 4 << 20) {
+        let (bytes, stat) = match foreign::read_file(&self.fd, Path::new(name), 4 << 20) {
             Err(Errno::ENOENT) => return Ok(Vec::new()),
             Err(errno) => return Err(format!("read {}: {errno}", file.display())),
             Ok(read) => read,
