@@ -5,7 +5,7 @@
 //! an absolute path, makes regular files in `/` and says Ok). A group is **ours** only if it carries our mark, an extended
 //! attribute that outlives us, or if our record knows its inode; a name proves nothing.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
@@ -79,21 +79,19 @@ impl GroupPath {
         }
     }
 
-    /// Opens it: `None` if it does not stand.
+    /// Opens it, part by part from the mount point down: `None` if it does not stand.
     pub fn open(&self) -> Result<Option<Group>, Error> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let failed = |errno| Error::path("open", self.absolute(), errno);
-        let mut dir = openat(AT_FDCWD, &self.hierarchy.mount, flags, Mode::empty()).map_err(failed)?;
+        let mut group = Group::top(&self.hierarchy)?;
         for part in self.rel.components() {
             let Component::Normal(name) = part else {
-                return Err(failed(Errno::EINVAL));
+                return Err(Error::path("open", self.absolute(), Errno::EINVAL));
             };
-            dir = match openat(&dir, name, flags | OFlag::O_NOFOLLOW, Mode::empty()) {
-                Err(Errno::ENOENT) => return Ok(None),
-                opened => opened.map_err(failed)?,
-            };
+            match group.child(name)? {
+                Some(child) => group = child,
+                None => return Ok(None),
+            }
         }
-        Ok(Some(Group { dir, path: self.absolute() }))
+        Ok(Some(group))
     }
 
     /// Makes it and puts our mark on it; the group above must stand. EEXIST is for the caller to judge.
@@ -128,7 +126,26 @@ pub struct Group {
     path: PathBuf,
 }
 
+/// How a directory is opened.
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+
 impl Group {
+    /// The top of a hierarchy.
+    pub fn top(hierarchy: &Hierarchy) -> Result<Self, Error> {
+        let path = hierarchy.mount.clone();
+        let dir = openat(AT_FDCWD, &path, DIRECTORY, Mode::empty()).map_err(|errno| Error::path("open", &path, errno))?;
+        Ok(Self { dir, path })
+    }
+
+    /// Opens a group in it, no link followed: `None` if it does not stand.
+    pub fn child(&self, name: &OsStr) -> Result<Option<Self>, Error> {
+        let path = self.path.join(name);
+        match openat(&self.dir, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty()) {
+            Err(Errno::ENOENT) => Ok(None),
+            dir => Ok(Some(Self { dir: dir.map_err(|errno| Error::path("open", &path, errno))?, path })),
+        }
+    }
+
     /// The path of one of its files, for messages.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -188,8 +205,7 @@ impl Group {
     pub fn children(&self) -> Result<Vec<String>, Error> {
         let failed = |errno| Error::path("list", &self.path, errno);
         // A descriptor of its own: a shared one would share its place in the list.
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = match openat(&self.dir, ".", flags, Mode::empty()).and_then(Dir::from_fd) {
+        let mut dir = match openat(&self.dir, ".", DIRECTORY, Mode::empty()).and_then(Dir::from_fd) {
             Err(Errno::ENOENT | Errno::ENODEV) => return Ok(Vec::new()),
             dir => dir.map_err(failed)?,
         };

@@ -117,32 +117,47 @@ fn holds_vmm(site: &Site, vm: &Vm) -> bool {
     leader.and_then(|leader| site.place_of(leader)).as_ref() == Some(&site.group)
 }
 
+/// The levels from the top down to the group, in one walk.
 fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
     let top = GroupPath::new(&group.hierarchy, "");
-    std::iter::once(top).chain(group.chain()).map(|path| level(&path, record)).collect()
+    let mut open = Some(Group::top(&group.hierarchy)?);
+    let mut levels = Vec::new();
+    for path in std::iter::once(top).chain(group.chain()) {
+        if let Some(name) = path.rel.file_name() {
+            open = open.as_ref().map_or(Ok(None), |above| above.child(name))?;
+        }
+        let standing = open.as_ref().map_or(Ok(None), |group| standing(&path, group, record))?;
+        levels.push(Level { path, standing });
+    }
+    Ok(levels)
 }
 
-/// Reads one level: whose it is, and the values that matter of the controllers that its hierarchy carries.
+/// Reads one level.
+pub fn level(path: &GroupPath, record: &Record) -> Result<Level, Error> {
+    let standing = path.open()?.map_or(Ok(None), |group| standing(path, &group, record))?;
+    Ok(Level { path: path.clone(), standing })
+}
+
+/// Reads a group that stands: whose it is, and the values that matter of the controllers that its hierarchy carries; `None` if
+/// it has gone meanwhile.
 ///
 /// Ours is what carries our mark, what the record knows by its inode, and what a run that was killed had written down that it
 /// was about to make, as long as nothing is in it.
-pub fn level(path: &GroupPath, record: &Record) -> Result<Level, Error> {
-    let gone = Level { path: path.clone(), standing: None };
-    let Some(group) = path.open()? else { return Ok(gone) };
+fn standing(path: &GroupPath, group: &Group, record: &Record) -> Result<Option<Standing>, Error> {
     let (inode, mark) = (group.inode()?, group.mark());
     let absolute = path.absolute();
     let is_left_by_us = || Ok(record.intended(&absolute) && group.members(path.threads_file())?.is_empty());
     let is_ours = mark.is_some() || record.knows(&absolute, inode) || is_left_by_us()?;
-    let values = match read_values(&group, &path.hierarchy) {
-        Err(error) if error.is_gone() => return Ok(gone),
+    let values = match read_values(group, &path.hierarchy) {
+        Err(error) if error.is_gone() => return Ok(None),
         values => values?,
     };
     // In a group that has just gone no file is found either.
     let is_incomplete = path.hierarchy.carries(Controller::Cpuset) && !values.contains_key(file::CPUS);
     if is_incomplete && path.open()?.is_none() {
-        return Ok(gone);
+        return Ok(None);
     }
-    Ok(Level { path: path.clone(), standing: Some(Standing { inode, mark, is_ours, values }) })
+    Ok(Some(Standing { inode, mark, is_ours, values }))
 }
 
 /// The values of a group that matter here; one that the kernel has no file for is missing.
