@@ -306,4 +306,35 @@ mod tests {
         assert_eq!(vmm.found(), [(2, Some(0), Proof::Name)]);
         assert_eq!((vmm.tell().expected, vmm.tell().is_partial()), (None, false));
     }
+
+    #[test]
+    fn a_processs_descriptors_and_kvms_directory_are_read_together() {
+        use crate::testing::{Fake, FakeProc};
+        let host = FakeProc::new();
+        let executable = host.executable("qemu-system-x86_64");
+        let (threads, children, arguments) = (vec![101, 102], vec![], "qemu".to_owned());
+        let (numbers, uids) = ("100".to_owned(), [0; 4]);
+        host.add(&Fake { pid: 100, parent: 1, state: 'S', start: 5, executable, arguments, uids, numbers, threads, children });
+        for (fd, what) in [(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")] {
+            let link = host.dir.path().join(format!("100/fd/{fd}"));
+            std::os::unix::fs::symlink(format!("anon_inode:{what}"), link).unwrap();
+        }
+        for (vcpu, tid) in [(0, 102), (1, 101)] {
+            let dir = host.dir.path().join(format!("debugfs/kvm/100-9/vcpu{vcpu}"));
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("pid"), format!("{tid}\n")).unwrap();
+        }
+        let debugfs = Debugfs::beneath(std::fs::File::open(host.dir.path().join("debugfs")).unwrap()).unwrap();
+        let process = host.proc().process(100).unwrap().unwrap();
+        let threads: Vec<Thread> = [100, 101, 102].map(|tid| crate::testing::thread(tid, "1:cpu:/")).into();
+        let vcpus = of(&process, &threads, &[], Some(&debugfs)).unwrap();
+        assert_eq!(
+            vcpus.threads.iter().map(|vcpu| (vcpu.tid, vcpu.index)).collect::<Vec<_>>(),
+            [(102, Some(0)), (101, Some(1))]
+        );
+        assert!(vcpus.are_all_known());
+        // Without KVM's word and without names there is nobody to tell, and two are known to be missing.
+        let vcpus = of(&process, &threads, &[], None).unwrap();
+        assert_eq!((vcpus.threads.len(), vcpus.expected), (0, Some(2)));
+    }
 }
