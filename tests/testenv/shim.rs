@@ -9,9 +9,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::env::{Env, set_mode, write_file};
 use super::hook::{Hook, Run};
-use super::process::Process;
+use super::process::{Process, start_time};
 
 /// Tells the test program that it is to be a shim.
 const BE_A_SHIM: &str = "KCH_TEST_BE_A_SHIM";
@@ -23,6 +26,18 @@ pub(crate) struct Shim<'e> {
     pub(crate) thread: i32,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// What it started, with the start time of each: all of it ends with the shim.
+    started: Vec<(i32, Option<u64>)>,
+}
+
+impl Drop for Shim<'_> {
+    fn drop(&mut self) {
+        for (pid, start) in &self.started {
+            if start.is_some() && start_time(*pid) == *start {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+        }
+    }
 }
 
 impl Env {
@@ -96,7 +111,7 @@ impl<'e> Shim<'e> {
         env.watch(process.pid());
         let input = process.child().stdin.take().unwrap();
         let output = BufReader::new(process.child().stdout.take().unwrap());
-        Shim { env, process, thread, input, output }
+        Shim { env, process, thread, input, output, started: Vec::new() }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -129,6 +144,7 @@ impl<'e> Shim<'e> {
         let (said, _) = self.run(&format!("{} </dev/null >>{log} 2>&1 & echo $!", words.join(" ")));
         let pid = said.trim().parse().unwrap();
         self.env.watch(pid);
+        self.started.push((pid, start_time(pid)));
         pid
     }
 
