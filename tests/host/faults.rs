@@ -189,6 +189,29 @@ fn env_groups(env: &Env, controller: &str) -> Vec<Group> {
 }
 
 #[test]
+fn one_thread_that_cannot_be_moved_out_keeps_no_other_in() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    premake(&format!("{}/pod", env.top()));
+    sandbox.place(&bundle);
+    // Of the writes that move threads to the group above, every other one is refused: the first thread in each round.
+    let tasks = Group::new("cpu", &format!("{}/pod", env.top())).path_on_host().join("tasks");
+    let trace = env.dir.join("refused");
+    let strace = ["strace", "-f", "-o", trace.to_str().unwrap(), "-P", tasks.to_str().unwrap()];
+    let inject = ["-e", "trace=write", "-e", "inject=write:error=EINVAL:when=1+2", "--"];
+    let hook = env.hook("poststop").state(bundle.state_with_id(&env.name, sandbox.pid));
+    let run = hook.under(strace.into_iter().chain(inject)).run();
+    assert!(fs::read_to_string(&trace).unwrap().contains("INJECTED"), "nothing was refused: {run:#?}");
+    assert_eq!((run.code, run.stderr.lines().count()), (Some(0), 1), "{run:#?}");
+    assert!(run.stderr.contains("tasks") && run.stderr.contains("EINVAL"), "{run:#?}");
+    // Stopping at the first refusal, the second thread would never have had its turn.
+    let left = Group::new("cpu", &env.group());
+    assert!(!left.exists(), "kept in: {:?}", left.threads());
+    assert!(!Group::new("memory", &format!("/kata{}", env.group())).exists(), "all else is done nevertheless");
+}
+
+#[test]
 fn a_group_that_is_busy_for_a_moment_is_removed_all_the_same() {
     let Some(env) = Env::new() else { return };
     let mut sandbox = env.sandbox().start();
