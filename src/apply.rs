@@ -8,10 +8,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::cgroup::group::{Group, GroupPath, Writer};
+use crate::cgroup::file;
+use crate::cgroup::group::{Group, GroupPath, Mark, Writer};
+use crate::cgroup::mounts::Version;
+use crate::cgroup::site::{Level, Site};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::plan::Step;
@@ -25,6 +29,8 @@ pub struct Done {
     pub moved: usize,
     /// Values written.
     pub set: usize,
+    /// The groups that were made, with their inodes: by these the record knows those that could not be marked.
+    pub made: Vec<(PathBuf, u64)>,
     undo: Vec<Undo>,
 }
 
@@ -56,13 +62,16 @@ struct Move {
     file: &'static str,
 }
 
+/// How long the kernel's word that a group has become empty is waited for before it is looked again.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
 /// The means of doing steps.
 #[derive(Debug)]
 pub struct Apply<'a> {
     pub proc: &'a Proc,
     pub deadline: &'a Deadline,
-    /// Whom new groups are marked for.
-    pub sandbox: &'a str,
+    /// The mark of new groups.
+    pub mark: Mark,
 }
 
 impl Apply<'_> {
@@ -83,6 +92,18 @@ impl Apply<'_> {
         if moves.is_empty() { Ok(Applied::Whole) } else { self.burst(&moves, done) }
     }
 
+    /// Marks what is ours by the record alone: a run may have been killed between making a group and marking it, and to other sandboxes,
+    /// whose records do not know it, it would be somebody else's for ever.
+    pub fn mark_ours(&self, sites: &[Site]) {
+        let is_unmarked =
+            |level: &&Level| level.standing.as_ref().is_some_and(|standing| standing.is_ours && standing.mark.is_none());
+        for level in sites.iter().flat_map(|site| &site.levels).filter(is_unmarked) {
+            if let Ok(Some(group)) = level.path.open() {
+                group.set_mark(&self.mark);
+            }
+        }
+    }
+
     /// Does the steps of releasing; goes on after failures and gives them all.
     ///
     /// That a group is empty shows only a while after its last thread left, so what is busy is tried again after all the rest,
@@ -90,8 +111,13 @@ impl Apply<'_> {
     pub fn release(&self, steps: &[Step], done: &mut Done) -> Vec<Error> {
         let mut errors = Vec::new();
         let mut removes = Vec::new();
+        let mut afterwards = Vec::new();
         for step in steps {
             let result = match step {
+                Step::Set { group, file, value } if !removes.is_empty() => {
+                    afterwards.push((group, *file, value));
+                    Ok(())
+                }
                 Step::Set { group, file, value } => self.set(group, file, value, done).map(drop),
                 Step::MoveProcess { pid, start, to, .. } => self.send_home(*pid, *start, to, done),
                 Step::Drain { group, target, whole } => self.drain(group, target, *whole, done),
@@ -105,21 +131,29 @@ impl Apply<'_> {
         }
         let mut backoff = Backoff::default();
         loop {
-            removes.retain(|(group, drain)| match self.remove(group, *drain, done) {
-                Ok(is_gone) => !is_gone,
+            let mut left: Vec<&GroupPath> = removes.iter().map(|(group, _)| *group).collect();
+            removes.retain(|(group, drain)| match self.remove(group, *drain, &left, done) {
+                Ok(true) => {
+                    left.retain(|other| other != group);
+                    false
+                }
+                Ok(false) => true,
                 Err(error) => {
                     errors.push(error);
                     false
                 }
             });
-            let is_waited_for = removes.iter().any(|(_, drain)| drain.is_some());
-            if !is_waited_for || self.deadline.left().is_zero() {
-                break;
-            }
-            backoff.pause(self.deadline);
+            let waited_for = removes.iter().find(|(_, drain)| drain.is_some());
+            let Some((group, _)) = waited_for.filter(|_| !self.deadline.left().is_zero()) else { break };
+            self.wait_for_emptiness(group, &mut backoff);
         }
-        let busy = removes.iter().filter(|(_, drain)| drain.is_some());
+        let waited_for: Vec<&GroupPath> =
+            removes.iter().filter(|(_, drain)| drain.is_some()).map(|(group, _)| *group).collect();
+        // Where one of ours within it stays as well, that says more.
+        let is_within = |group: &GroupPath| group.parent().is_some_and(|above| waited_for.contains(&&above));
+        let busy = removes.iter().filter(|(group, drain)| drain.is_some() || is_within(group));
         errors.extend(busy.map(|(group, _)| self.still_busy(group)));
+        errors.extend(afterwards.into_iter().filter_map(|(group, file, value)| self.set(group, file, value, done).err()));
         // What cannot be moved out is refused when the group is emptied and again when it is removed.
         let mut told = HashSet::new();
         errors.retain(|error| told.insert(error.to_string()));
@@ -129,22 +163,33 @@ impl Apply<'_> {
     /// Takes back everything in `done`, last first; gives what could not be.
     pub fn undo(&self, done: &mut Done) -> Vec<Error> {
         let mut errors = Vec::new();
+        let mut enabled = Vec::new();
         while let Some(undo) = done.undo.pop() {
             let result = match undo {
                 Undo::Remove(group) => self.remove_own(&group),
+                Undo::Restore { group, file, value } if file == file::SUBTREE => {
+                    enabled.push((group, value));
+                    Ok(())
+                }
                 Undo::Restore { group, file, value } => write_if_standing(&group, file, &value),
                 Undo::MoveBack(moved, from) => self.move_back(&moved, &from),
             };
             errors.extend(result.err());
         }
+        // Whoever has a group there may have set limits by now that would go with the controller, without a word from the kernel.
+        enabled.retain(|(group, _)| children(group).is_empty());
+        let refused = enabled.iter().filter_map(|(group, value)| write_if_standing(group, file::SUBTREE, value).err());
+        // One may have come just now, and use them itself.
+        errors.extend(refused.filter(|error| error.errno() != Some(Errno::EBUSY)));
         errors
     }
 
     fn create(&self, group: &GroupPath, done: &mut Done) -> Result<Applied, Error> {
         self.deadline.check("create groups")?;
-        match group.create(self.sandbox) {
-            Ok(_) => {
+        match group.create(&self.mark) {
+            Ok(made) => {
                 done.created += 1;
+                done.made.extend(made.inode().ok().map(|inode| (group.absolute(), inode)));
                 done.undo.push(Undo::Remove(group.clone()));
                 Ok(Applied::Whole)
             }
@@ -158,13 +203,13 @@ impl Apply<'_> {
         let Some(group) = path.open()? else {
             return Ok(Applied::Overtaken);
         };
-        let before = match group.read_if_there(file).and_then(|before| group.write(file, value).map(|()| before)) {
-            Err(error) if error.is_gone() => return Ok(Applied::Overtaken),
-            before => before?,
-        };
+        let before =
+            match value_of(&group, path.hierarchy.version, file).and_then(|before| group.write(file, value).map(|()| before)) {
+                Err(error) if error.is_gone() => return Ok(Applied::Overtaken),
+                before => before?,
+            };
         done.set += 1;
-        // An empty cpuset cannot be made empty again while it is in use; then the group is new and goes as a whole.
-        if let Some(value) = before.filter(|before| !before.is_empty()) {
+        if let Some(value) = before.and_then(|before| file::restoring(file, &before, value)) {
             done.undo.push(Undo::Restore { group: path.clone(), file, value });
         }
         Ok(Applied::Whole)
@@ -179,12 +224,12 @@ impl Apply<'_> {
                 vacant.insert(group.writer(step.file)?);
             }
         }
-        let is_itself = |step: &Move| self.proc.start_of(step.id) == Some(step.start);
-        let ready: Vec<(&Move, &Option<GroupPath>, String, Option<&Writer>)> = moves
-            .iter()
-            .filter(|(step, _)| is_itself(step))
-            .map(|(step, from)| (step, from, step.id.to_string(), writers.get(&(step.to.absolute(), step.file))))
-            .collect();
+        let mut ready: Vec<(&Move, &Option<GroupPath>, String, Option<&Writer>)> = Vec::with_capacity(moves.len());
+        for (step, from) in moves {
+            if self.is_itself(step.id, step.start)? {
+                ready.push((step, from, step.id.to_string(), writers.get(&(step.to.absolute(), step.file))));
+            }
+        }
         self.deadline.check("move threads")?;
         let mut failure = None;
         let mut written = Vec::with_capacity(ready.len());
@@ -211,25 +256,33 @@ impl Apply<'_> {
         failure.or(put_back.into_iter().next()).map_or(Ok(Applied::Whole), Err)
     }
 
+    /// Whether the number is still that process's or thread's. One that cannot be looked at is not taken for gone.
+    fn is_itself(&self, id: i32, start: u64) -> Result<bool, Error> {
+        self.proc.start_of(id).map(|now| now == Some(start)).map_err(|errno| self.unread(id, errno))
+    }
+
+    fn unread(&self, id: i32, errno: Errno) -> Error {
+        Error::path("read", self.proc.stat_path(id), errno)
+    }
+
     /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.
     fn put_back_stranger(&self, step: &Move) -> Result<(), Error> {
-        let Ok(Some(process)) = self.proc.process(step.id) else {
+        let Some(process) = self.proc.process(step.id).map_err(|errno| self.unread(step.id, errno))? else {
             return Ok(());
         };
-        let Some(stat) = process.stat().ok().filter(|stat| stat.start != step.start) else {
+        let Some(stat) = process.thread_stat(step.id).ok().filter(|stat| stat.start != step.start) else {
             return Ok(());
         };
         let hierarchy = &step.to.hierarchy;
-        let controller = hierarchy.controllers.first().map_or("", |controller| controller.name());
         let parent = self.proc.process(stat.parent).ok().flatten();
         let home = parent.and_then(|parent| parent.membership(stat.parent).ok());
-        let rel = home.as_ref().and_then(|home| hierarchy.below_mount(home.v1(controller)?)).unwrap_or("".as_ref());
+        let rel = home.as_ref().and_then(|home| hierarchy.place_in(home)).unwrap_or("".as_ref());
         ignoring_the_dead(write_if_standing(&GroupPath::new(hierarchy, rel), step.file, &step.id.to_string()))
     }
 
     /// Moves one back to where it was; to the nearest group above that where it no longer stands.
     fn move_back(&self, moved: &Move, from: &GroupPath) -> Result<(), Error> {
-        if self.proc.start_of(moved.id) != Some(moved.start) {
+        if !self.is_itself(moved.id, moved.start)? {
             return Ok(());
         }
         let group = nearest_standing(from)?;
@@ -244,7 +297,7 @@ impl Apply<'_> {
                 Ok(()) | Err(Errno::ENOENT) => return Ok(()),
                 Err(Errno::EBUSY | Errno::ENOTEMPTY) if !self.deadline.left().is_zero() => {
                     // Another sandbox may have made its groups below a parent of ours: then it has become theirs as well.
-                    if has_children(group) {
+                    if !children(group).is_empty() {
                         return Ok(());
                     }
                     backoff.pause(self.deadline);
@@ -256,7 +309,7 @@ impl Apply<'_> {
 
     /// Moves a process to where it came from.
     fn send_home(&self, pid: i32, start: u64, home: &GroupPath, done: &mut Done) -> Result<(), Error> {
-        if self.proc.start_of(pid) == Some(start) {
+        if self.is_itself(pid, start)? {
             ignoring_the_dead(nearest_standing(home)?.write("cgroup.procs", &pid.to_string()))?;
             done.moved += 1;
         }
@@ -301,9 +354,28 @@ impl Apply<'_> {
         }
     }
 
-    /// Removes a group, after moving out what has entered it meanwhile; false if it is still busy. A group of somebody else's
-    /// in it will not go by waiting.
-    fn remove(&self, group: &GroupPath, drain: Option<&(GroupPath, bool)>, done: &mut Done) -> Result<bool, Error> {
+    /// Waits until a group may have become empty. On v2 the kernel tells (cgroup-v2.rst, "populated"), a little late, as it
+    /// tells no more than a hundred times a second; on v1 it has to be tried.
+    fn wait_for_emptiness(&self, path: &GroupPath, backoff: &mut Backoff) {
+        let events = match (path.hierarchy.version, path.open()) {
+            (Version::V2, Ok(Some(group))) => group.events_while_populated(),
+            _ => None,
+        };
+        match events {
+            Some(events) => self.deadline.wait_for_event(&events, LONGEST_WAIT),
+            None => backoff.pause(self.deadline),
+        }
+    }
+
+    /// Removes a group, after moving out what has entered it meanwhile; false if it is still busy. A group in it that is not of
+    /// `ours`, which are removed as well, will not go by waiting.
+    fn remove(
+        &self,
+        group: &GroupPath,
+        drain: Option<&(GroupPath, bool)>,
+        ours: &[&GroupPath],
+        done: &mut Done,
+    ) -> Result<bool, Error> {
         match group.remove() {
             Ok(()) => {
                 done.removed += 1;
@@ -312,7 +384,7 @@ impl Apply<'_> {
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::EBUSY | Errno::ENOTEMPTY) => {
                 let Some((target, whole)) = drain else { return Ok(false) };
-                if has_children(group) {
+                if children(group).iter().any(|child| !ours.contains(&child)) {
                     return Err(self.still_busy(group));
                 }
                 self.drain(group, target, *whole, done).map(|()| false)
@@ -355,21 +427,38 @@ fn as_move(step: &Step) -> Option<(Move, Option<GroupPath>)> {
     }
 }
 
-/// The group at `path`, or the nearest above it that stands.
+/// The group at `path`, or the nearest above it that stands and, on v2, can hold a process.
 fn nearest_standing(path: &GroupPath) -> Result<Group, Error> {
-    let mut path = path.clone();
+    let mut nearest = path.clone();
     loop {
-        match (path.open()?, path.parent()) {
+        let can_hold = |group: &Group| nearest == *path || nearest.hierarchy.version == Version::V1 || passes_nothing_on(group);
+        match (nearest.open()?, nearest.parent()) {
+            (Some(group), Some(parent)) if !can_hold(&group) => nearest = parent,
             (Some(group), _) => return Ok(group),
-            (None, Some(parent)) => path = parent,
-            (None, None) => return Err(Error::path("open", path.absolute(), Errno::ENOENT)),
+            (None, Some(parent)) => nearest = parent,
+            (None, None) => return Err(Error::path("open", nearest.absolute(), Errno::ENOENT)),
         }
     }
 }
 
-fn has_children(group: &GroupPath) -> bool {
-    let children = group.open().ok().flatten().and_then(|group| group.children().ok());
-    children.is_some_and(|children| !children.is_empty())
+fn passes_nothing_on(group: &Group) -> bool {
+    group.read(file::SUBTREE).is_ok_and(|controllers| controllers.is_empty())
+}
+
+/// What stands in a file, in words that can be written there again: for an empty v2 list what it comes to, since threads may be in
+/// the group, under which a list cannot be emptied.
+fn value_of(group: &Group, version: Version, file: &str) -> Result<Option<String>, Error> {
+    let value = group.read_if_there(file)?;
+    match file::effective(file).filter(|_| version == Version::V2 && value.as_deref() == Some("")) {
+        Some(effective) => group.read_if_there(effective),
+        None => Ok(value),
+    }
+}
+
+/// The groups that stand in one; none where that cannot be seen.
+fn children(group: &GroupPath) -> Vec<GroupPath> {
+    let names = group.open().ok().flatten().and_then(|group| group.children().ok()).unwrap_or_default();
+    names.iter().map(|name| group.child(name)).collect()
 }
 
 fn write_if_standing(path: &GroupPath, file: &str, value: &str) -> Result<(), Error> {

@@ -11,15 +11,26 @@ pub const HELP: &str = "\
 Keeps a VM sandbox's vCPU threads, and only them, under the pod's CPU limits.
 
 Usage: kata-cgroup-hook STAGE [--config FILE] [--dry-run] [--state FILE]
+       kata-cgroup-hook status [SANDBOX] [--config FILE] [--tree] [--json]
+       kata-cgroup-hook reconcile [--config FILE] [--dry-run] [--release-all]
+       kata-cgroup-hook check [--config FILE] [--json]
        kata-cgroup-hook --help | --version
 
 Stages of an OCI hook, with the OCI state on stdin:
   prestart, createRuntime, createContainer, poststart   place the sandbox
   poststop                                              release it
 
+Commands:
+  status          show every sandbox of this host, a line each, or one of them as a tree with its groups and threads
+  reconcile       bring every sandbox to where it should be, release those whose VM is gone
+  check           look at host, engines and Kata, and say what to put right; exit 1 if something keeps the hook from working
+
 Options:
   --config FILE   read this instead of /etc/kata-cgroup-hook/config.toml
   --dry-run       print the steps, change nothing
+  --json          print JSON instead of lines
+  --tree          show trees, with the groups and threads of every sandbox
+  --release-all   release every sandbox and remove all groups of ours, to uninstall
   --state FILE    read the OCI state from FILE instead of stdin
 ";
 
@@ -56,6 +67,9 @@ impl fmt::Display for Stage {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Hook(Hook),
+    Reconcile(Reconcile),
+    Check(Check),
+    Status(Status),
     Help,
     Version,
 }
@@ -69,37 +83,120 @@ pub struct Hook {
     pub state: Option<PathBuf>,
 }
 
+/// A run over every sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reconcile {
+    pub config: Option<PathBuf>,
+    pub dry_run: bool,
+    /// Release them, whether their VMs live or not.
+    pub release_all: bool,
+}
+
+/// A look at the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    pub config: Option<PathBuf>,
+    pub json: bool,
+}
+
+/// A look at the sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The only one that is asked about.
+    pub sandbox: Option<String>,
+    pub config: Option<PathBuf>,
+    pub tree: bool,
+    pub json: bool,
+}
+
 /// Understands the arguments; the error is one line for stderr.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = lexopt::Parser::from_args(arguments);
-    let (mut stage, mut config, mut dry_run) = (None, None, false);
-    let mut state_file = None;
-    while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+    let (mut word, mut config, mut state_file, mut sandbox) = (None, None, None, None);
+    let (mut dry_run, mut release_all, mut json, mut tree) = (false, false, false, false);
+    while let Some(argument) = parser.next().map_err(|error| not_understood(&error))? {
         match argument {
             Long("help") | Short('h') => return Ok(Command::Help),
             Long("version") | Short('V') => return Ok(Command::Version),
-            Long("config") => config = Some(PathBuf::from(parser.value().map_err(|error| error.to_string())?)),
-            Long("state") => state_file = Some(PathBuf::from(parser.value().map_err(|error| error.to_string())?)),
+            Long("config") => config = Some(PathBuf::from(parser.value().map_err(|error| not_understood(&error))?)),
+            Long("state") => state_file = Some(PathBuf::from(parser.value().map_err(|error| not_understood(&error))?)),
             Long("dry-run") => dry_run = true,
-            Value(word) if stage.is_none() => stage = Some(stage_of(&word.to_string_lossy())?),
-            other => return Err(format!("{}; see --help", other.unexpected())),
+            Long("release-all") => release_all = true,
+            Long("json") => json = true,
+            Long("tree") => tree = true,
+            Value(first) if word.is_none() => word = Some(word_of(&first.to_string_lossy())?),
+            Value(id) if matches!(word, Some(Word::Status)) && sandbox.is_none() => {
+                sandbox = Some(id.to_string_lossy().into_owned());
+            }
+            other => return Err(not_understood(&other.unexpected())),
         }
     }
-    let stage = stage.ok_or("no stage given: one of prestart, createRuntime, createContainer, poststart, poststop")?;
-    Ok(Command::Hook(Hook { stage, config, dry_run, state: state_file }))
+    let word = word.ok_or(format!("no stage given: one of {WORDS}"))?;
+    let given =
+        [("state", state_file.is_some()), ("dry-run", dry_run), ("release-all", release_all), ("json", json), ("tree", tree)];
+    if let Some((option, _)) = given.iter().find(|(option, is_given)| *is_given && !word.options().contains(option)) {
+        return Err(format!("--{option} is no option of {word}; kata-cgroup-hook --help shows the command line"));
+    }
+    Ok(match word {
+        Word::Stage(stage) => Command::Hook(Hook { stage, config, dry_run, state: state_file }),
+        Word::Reconcile => Command::Reconcile(Reconcile { config, dry_run, release_all }),
+        Word::Check => Command::Check(Check { config, json }),
+        Word::Status => Command::Status(Status { sandbox, config, tree, json }),
+    })
 }
 
-fn stage_of(word: &str) -> Result<Stage, String> {
+/// What of the arguments is none.
+fn not_understood(error: &lexopt::Error) -> String {
+    format!("{error}; kata-cgroup-hook --help shows the command line")
+}
+
+/// The first word.
+enum Word {
+    Stage(Stage),
+    Reconcile,
+    Check,
+    Status,
+}
+
+impl Word {
+    /// The options that go with it, beside `--config`.
+    fn options(&self) -> &'static [&'static str] {
+        match self {
+            Self::Stage(_) => &["state", "dry-run"],
+            Self::Reconcile => &["dry-run", "release-all"],
+            Self::Check => &["json"],
+            Self::Status => &["json", "tree"],
+        }
+    }
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(stage) => stage.fmt(f),
+            Self::Reconcile => f.write_str("reconcile"),
+            Self::Check => f.write_str("check"),
+            Self::Status => f.write_str("status"),
+        }
+    }
+}
+
+const WORDS: &str = "prestart, createRuntime, createContainer, poststart, poststop; or status, check, reconcile";
+
+fn word_of(word: &str) -> Result<Word, String> {
     match word {
-        "prestart" => Ok(Stage::Prestart),
-        "createRuntime" => Ok(Stage::CreateRuntime),
-        "createContainer" => Ok(Stage::CreateContainer),
-        "poststart" => Ok(Stage::Poststart),
-        "poststop" => Ok(Stage::Poststop),
+        "prestart" => Ok(Word::Stage(Stage::Prestart)),
+        "createRuntime" => Ok(Word::Stage(Stage::CreateRuntime)),
+        "createContainer" => Ok(Word::Stage(Stage::CreateContainer)),
+        "poststart" => Ok(Word::Stage(Stage::Poststart)),
+        "poststop" => Ok(Word::Stage(Stage::Poststop)),
+        "reconcile" => Ok(Word::Reconcile),
+        "check" => Ok(Word::Check),
+        "status" => Ok(Word::Status),
         "startContainer" => {
             Err("startContainer runs inside the container, where no host cgroup is: register createRuntime instead".into())
         }
-        other => Err(format!("unknown stage {other:?}: one of prestart, createRuntime, createContainer, poststart, poststop")),
+        other => Err(format!("unknown stage {other:?}: one of {WORDS}")),
     }
 }
 
@@ -116,6 +213,15 @@ mod tests {
         let hook = Hook { stage: Stage::Poststop, config: Some("/c".into()), dry_run: true, state: Some("/s".into()) };
         assert_eq!(parse_line("poststop --config /c --dry-run --state /s"), Ok(Command::Hook(hook.clone())));
         assert_eq!(parse_line("--state=/s --dry-run --config=/c poststop"), Ok(Command::Hook(hook)));
+        let reconcile = Reconcile { config: Some("/c".into()), dry_run: true, release_all: true };
+        assert_eq!(parse_line("reconcile --release-all --dry-run --config /c"), Ok(Command::Reconcile(reconcile)));
+        let check = Check { config: Some("/c".into()), json: true };
+        assert_eq!(parse_line("--json check --config /c"), Ok(Command::Check(check)));
+        assert_eq!(parse_line("check"), Ok(Command::Check(Check { config: None, json: false })));
+        let status = Status { sandbox: Some("x".into()), config: Some("/c".into()), tree: true, json: true };
+        assert_eq!(parse_line("--json status --tree x --config /c"), Ok(Command::Status(status)));
+        let all = Status { sandbox: None, config: None, tree: false, json: false };
+        assert_eq!(parse_line("status"), Ok(Command::Status(all)));
         assert_eq!(parse_line("--help"), Ok(Command::Help));
         assert_eq!(parse_line("--version"), Ok(Command::Version));
     }
@@ -123,7 +229,8 @@ mod tests {
     #[test]
     fn every_stage_is_written_as_it_is_read() {
         for word in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
-            assert_eq!(stage_of(word).unwrap().to_string(), word);
+            let Ok(Command::Hook(hook)) = parse_line(word) else { panic!("{word} is not understood") };
+            assert_eq!(hook.stage.to_string(), word);
         }
     }
 
@@ -137,6 +244,20 @@ mod tests {
             ("poststop --verbose", "--verbose"),
             ("poststop --config", "--config"),
             ("poststop --dry-run=yes", "yes"),
+            ("poststop --release-all", "--release-all is no option of poststop"),
+            ("reconcile --state /s", "--state is no option of reconcile"),
+            ("reconcile --json", "--json is no option of reconcile"),
+            ("poststop --json", "--json is no option of poststop"),
+            ("check --state /s", "--state is no option of check"),
+            ("check --dry-run", "--dry-run is no option of check"),
+            ("check --release-all", "--release-all is no option of check"),
+            ("check poststop", "poststop"),
+            ("check --tree", "--tree is no option of check"),
+            ("poststart --tree", "--tree is no option of poststart"),
+            ("status --dry-run", "--dry-run is no option of status"),
+            ("status --release-all", "--release-all is no option of status"),
+            ("status --state /s", "--state is no option of status"),
+            ("status one two", "two"),
         ] {
             let error = parse_line(line).unwrap_err();
             assert!(error.contains(needle) && !error.contains('\n'), "{line}: {error}");

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use serde::Deserialize;
 
+use crate::cgroup::path::Domain;
 use crate::error::Error;
 use crate::foreign;
 use crate::vmm::kinds::{Kind, Kinds, NamedBy, Pattern, Role};
@@ -53,17 +54,6 @@ pub enum LogLevel {
     Debug,
 }
 
-/// Where the sandbox's groups lie on cgroup v2. Read and checked now; v2 itself is not managed by this version.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Domain {
-    /// Below /kata: the pod's memory limit does not count the VMM.
-    #[default]
-    Kata,
-    /// Within the pod's own group.
-    Pod,
-}
-
 /// The settings, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -101,9 +91,12 @@ impl Config {
         let wrong = |why: String| Error::Config { path: path.to_path_buf(), why };
         if owner.is_some_and(|owner| !foreign::is_only_of(&stat, owner)) {
             let mode = stat.st_mode & 0o7777;
-            return Err(wrong(format!("owned by uid {} with mode {mode:04o}: only root may write it", stat.st_uid)));
+            return Err(wrong(format!(
+                "owned by uid {} with mode {mode:04o}: only root may write it (chown root, chmod go-w)",
+                stat.st_uid
+            )));
         }
-        let text = String::from_utf8(bytes).map_err(|_| wrong("not UTF-8".into()))?;
+        let text = String::from_utf8(bytes).map_err(|_| wrong("its text is not UTF-8".into()))?;
         Self::parse(&text).map_err(wrong)
     }
 
@@ -111,7 +104,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: File = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            format!("line {line}: {}", error.message().replace('\n', "; "))
+            format!("wrong in line {line}: {}", error.message().replace('\n', "; "))
         })?;
         file.checked()
     }
@@ -206,7 +199,7 @@ impl Row {
             return Err(format!("[[vmm]] name = {:?}: not a word", self.name));
         }
         if self.executables.is_empty() {
-            return Err(format!("[[vmm]] {}: executables is empty", self.name));
+            return Err(format!("[[vmm]] {}: executables is empty: name its files", self.name));
         }
         for executable in &self.executables {
             let is_name = !executable.is_empty() && !executable.contains('/') && executable != "." && executable != "..";
@@ -281,8 +274,8 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_a_wrong_type_or_range_is_named_with_its_line() {
-        assert!(error("mod = \"off\"").contains("line 1: unknown field `mod`"), "{}", error("mod = \"off\""));
-        assert!(error("\nmode = 3").starts_with("line 2: "));
+        assert!(error("mod = \"off\"").contains("wrong in line 1: unknown field `mod`"), "{}", error("mod = \"off\""));
+        assert!(error("\nmode = 3").starts_with("wrong in line 2: "));
         assert!(error("[v2]\nmemory = 1").contains("unknown field `memory`"));
         assert_eq!(error("deadline-ms = 99"), "deadline-ms = 99: not within 100..60000");
         assert_eq!(error("deadline-ms = 60001"), "deadline-ms = 60001: not within 100..60000");
@@ -290,7 +283,7 @@ mod tests {
         assert!(error("log-socket = \"x\"").contains("not an absolute path"));
         assert!(error("runtime-dirs = [\"x\"]").contains("not an absolute path"));
         let row = |rest: &str| error(&format!("[[vmm]]\nname = \"x\"\nrole = \"vmm\"\n{rest}"));
-        assert!(row("executables = []").contains("executables is empty"));
+        assert!(row("executables = []").contains("executables is empty: name its files"));
         assert!(row("executables = [\"bin/x\"]").contains("neither an absolute path nor a bare file name"));
         assert!(row("executables = [\"..\"]").contains("neither"));
         assert!(row("executables = [\"x\"]\nvcpu-threads = \"vcpu\"").contains("one * for the vCPU's index"));

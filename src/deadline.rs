@@ -50,8 +50,11 @@ impl Deadline {
         if self.left().is_zero() { Err(self.passed(verb)) } else { Ok(()) }
     }
 
-    /// The error for a deadline found passed while about to do `verb`.
+    /// The error for a deadline found passed, or a signal come, while about to do `verb`.
     pub fn passed(&self, verb: &'static str) -> Error {
+        if self.signalled() {
+            return Error::Stopped { verb };
+        }
         Error::Deadline { verb, ms: u64::try_from(self.total.as_millis()).unwrap_or(u64::MAX) }
     }
 
@@ -61,6 +64,16 @@ impl Deadline {
         let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.stop.as_ref().map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN)));
         poll(&mut fds, left).is_ok() && fds.first().and_then(PollFd::any).unwrap_or(false)
+    }
+
+    /// Waits until the kernel has something new to say in one of its own files (POLLPRI), at most for `pause`, until the deadline or
+    /// a signal.
+    pub fn wait_for_event(&self, fd: impl AsFd, pause: Duration) {
+        let left = PollTimeout::try_from(self.left().min(pause)).unwrap_or(PollTimeout::ZERO);
+        let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLPRI)];
+        fds.extend(self.stop.as_ref().map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN)));
+        // Woken for nothing, one looks again.
+        let _ = poll(&mut fds, left);
     }
 
     /// Sleeps for `pause`, or for what is left if that is less.
@@ -112,7 +125,7 @@ mod tests {
     fn a_passed_deadline_names_what_was_about_to_happen() {
         let deadline = Deadline::after(Instant::now(), Duration::ZERO);
         let error = deadline.check("create groups").unwrap_err().to_string();
-        assert_eq!(error, "deadline of 0 ms passed while about to create groups");
+        assert_eq!(error, "deadline of 0 ms (deadline-ms) passed while about to create groups");
         assert!(Deadline::after(Instant::now(), Duration::from_secs(60)).check("x").is_ok());
     }
 }

@@ -15,7 +15,7 @@ pub enum Error {
     #[error("OCI state: {0}")]
     State(String),
     /// The bundle's config.json of a container that is known to belong to a VM sandbox cannot be used.
-    #[error("{path}: {why}", path = .path.display())]
+    #[error("{path} is no configuration of a container: {why}", path = .path.display())]
     Bundle { path: PathBuf, why: String },
     /// The configuration file cannot be used.
     #[error("{path}: {why}", path = .path.display())]
@@ -29,8 +29,32 @@ pub enum Error {
     /// A v1 cpuset above ours is empty, so that nothing can be put below it, and it is not ours to fill.
     #[error("{file} is empty in {path}, which is not ours to fill: write a list into it", path = .path.display())]
     EmptyCpuset { file: &'static str, path: PathBuf },
+    /// A v2 group that is not ours holds threads, and would have to pass controllers on to ours.
+    #[error(
+        "{path} holds processes and does not pass {controllers} on to the groups in it (cgroup.subtree_control): move the \
+         processes into a group below it{instead}",
+        path = .path.display()
+    )]
+    Populated { path: PathBuf, controllers: String, instead: &'static str },
+    /// A v2 group in which no domain can be made, or that cannot be one.
+    #[error(
+        "{path} is \"{kind}\" (cgroup.type), so that no group in it can hold processes: move its own processes into a group \
+         below it and remove the threaded ones{instead}",
+        path = .path.display()
+    )]
+    NotADomain { path: PathBuf, kind: String, instead: &'static str },
+    /// The group that is to be the domain stands, carries no mark of ours and is in no record.
+    #[error("{path} stands already and is not ours: remove it (rmdir) once nobody is in it", path = .path.display())]
+    Foreign { path: PathBuf },
+    /// A process of the VM is in a group that cannot be reached from here, so that it could not be put back.
+    #[error(
+        "process {pid} is in a group that is not below {mount} as the hook sees it: run the hook in the host's cgroup and \
+         mount namespaces",
+        mount = .mount.display()
+    )]
+    OutOfSight { pid: i32, mount: PathBuf },
     /// Another live sandbox owns the group that this one would use.
-    #[error("{path} belongs to sandbox {owner}: two sandboxes cannot share one cgroupsPath", path = .path.display())]
+    #[error("{path} belongs to sandbox {owner}: two sandboxes cannot share one cgroupsPath; give this one another", path = .path.display())]
     Taken { path: PathBuf, owner: String },
     /// A system call on a path failed.
     #[error("{verb} {path}: {errno}{hint}", path = .path.display())]
@@ -41,8 +65,11 @@ pub enum Error {
     /// What was done does not hold: the kernel said yes and the read-back said no.
     #[error("{0}")]
     Unsettled(String),
-    /// Time ran out, or somebody asked us to stop.
-    #[error("deadline of {ms} ms passed while about to {verb}")]
+    /// Somebody asked us to stop: SIGTERM or SIGINT.
+    #[error("told to stop by a signal while about to {verb}")]
+    Stopped { verb: &'static str },
+    /// Time ran out.
+    #[error("deadline of {ms} ms (deadline-ms) passed while about to {verb}")]
     Deadline { verb: &'static str, ms: u64 },
     /// Several things failed while cleaning up; each was passed over and the rest done.
     #[error("{}", join(.0))]
@@ -59,7 +86,17 @@ fn join(errors: &[Error]) -> String {
 impl Error {
     /// A failed system call on `path`. `verb` is what we did: "open", "read", "create".
     pub fn path(verb: &'static str, path: impl AsRef<Path>, errno: Errno) -> Self {
-        Self::Path { verb, path: path.as_ref().to_path_buf(), errno, hint: String::new() }
+        let hint = match (verb, errno) {
+            ("create" | "open for writing" | "remove", Errno::EROFS) => {
+                " (it is mounted read-only, and the hook has to write there)"
+            }
+            ("create" | "open for writing" | "remove", Errno::EACCES | Errno::EPERM) => {
+                " (the hook needs to be root of the host)"
+            }
+            ("create", Errno::EAGAIN) => " (cgroup.max.descendants or cgroup.max.depth of a group above does not allow it)",
+            _ => "",
+        };
+        Self::Path { verb, path: path.as_ref().to_path_buf(), errno, hint: hint.to_owned() }
     }
 
     /// A refused write of `value` to the file at `path`, with what the errno means there.
@@ -82,15 +119,31 @@ impl Error {
         self.errno() == Some(Errno::ENODEV)
     }
 
-    /// Whether the kernel refused a CPU limit, which it measures against the limits above it as they are in this moment.
-    pub fn is_limit_refused(&self) -> bool {
-        matches!(self, Self::Write { path, errno: Errno::EINVAL, .. }
-            if path.file_name().is_some_and(|file| file.as_encoded_bytes().starts_with(b"cpu.cfs_")))
+    /// Whether what was refused may be granted once the host has been read anew: a v1 limit is measured against those above it as
+    /// they are in this moment; on v2 another run may just have taken a controller back, or Kata have moved a process away from
+    /// its threads' group.
+    pub fn is_of_the_moment(&self) -> bool {
+        let (path, errno) = match self {
+            Self::Write { path, errno, .. } => (path, *errno),
+            Self::Path { verb: "open for writing", path, errno: Errno::ENOENT, .. } => (path, Errno::ENOENT),
+            _ => return false,
+        };
+        let file = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+        match errno {
+            Errno::EINVAL => file.starts_with("cpu.cfs_"),
+            Errno::ENOENT => file == "cgroup.subtree_control" || file.starts_with("cpu.") || file.starts_with("cpuset."),
+            Errno::EOPNOTSUPP => file == "cgroup.threads",
+            _ => false,
+        }
     }
 
-    /// Whether it is `value`, written to `path`, that the kernel refused.
+    /// Whether it is `value`, written to `path`, that the kernel refused; or any, where the file could not be opened.
     pub fn is_refusal_of(&self, path: &Path, value: &str) -> bool {
-        matches!(self, Self::Write { path: refused, value: what, .. } if refused == path && what == value)
+        match self {
+            Self::Write { path: refused, value: what, .. } => refused == path && what == value,
+            Self::Path { path: refused, .. } => refused == path,
+            _ => false,
+        }
     }
 
     /// One error out of a list: none, the only one, or all of them.
@@ -109,7 +162,27 @@ fn write_hint(path: &Path, errno: Errno) -> String {
     let meaning = match (file, errno) {
         ("tasks" | "cgroup.procs", Errno::ENOSPC) => "the group's cpuset.cpus or cpuset.mems is empty",
         ("cpuset.cpus" | "cpuset.mems", Errno::EACCES | Errno::ERANGE) => "not within what the group above it has",
-        ("cpu.cfs_quota_us" | "cpu.cfs_period_us", Errno::EINVAL) => "outside what the kernel or a group above it allows",
+        ("cpu.cfs_quota_us" | "cpu.cfs_period_us", Errno::EINVAL) => {
+            "outside what the kernel allows (1000 us at least, a period of at most 1000000), or more than a group above it has"
+        }
+        ("cgroup.subtree_control", Errno::EBUSY) => {
+            "it holds processes, which a group that passes on more than cpu and cpuset cannot; or a group in it still uses them"
+        }
+        ("cgroup.subtree_control", Errno::ENOENT) => "the group above it does not have or pass on one of these controllers",
+        ("cgroup.subtree_control", Errno::EOPNOTSUPP) => "threaded groups can pass on cpu and cpuset only",
+        ("cgroup.subtree_control", Errno::EINVAL) => {
+            "the kernel does not offer one of these controllers, or a realtime thread is in a group other than the root"
+        }
+        ("cgroup.type", Errno::EOPNOTSUPP) => {
+            "the group above it is no domain, or passes on controllers other than cpu and cpuset"
+        }
+        ("cgroup.procs", Errno::EBUSY) => "it passes controllers on to the groups in it and so can hold no process itself",
+        ("cgroup.threads", Errno::EOPNOTSUPP) => "the thread's process is in another domain, or the group is not threaded",
+        ("cgroup.procs" | "cgroup.threads", Errno::ENOENT) => {
+            "out of the hook's cgroup namespace, which the mount option nsdelegate holds it to: run it in the host's"
+        }
+        ("cgroup.procs", Errno::EOPNOTSUPP) => "the group is no domain: see its cgroup.type",
+        ("cpu.max", Errno::EINVAL) => "outside what the kernel allows: at least 1000 us in a period of at most 1000000",
         ("cpu.rt_runtime_us" | "cpu.rt_period_us", Errno::EINVAL) => "the group above it has no realtime time to give",
         (_, Errno::EROFS) => "the cgroup mount is read-only",
         (_, Errno::EACCES | Errno::EPERM) => "the hook needs to be root of the host",

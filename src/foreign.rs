@@ -53,6 +53,16 @@ pub fn read_to_end(fd: impl AsFd, limit: u64) -> Result<Vec<u8>, Errno> {
     }
 }
 
+/// What somebody else chose, as text: bytes that are not UTF-8 as `\xNN`.
+pub fn as_text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
+}
+
 /// Whether nobody but `owner` can have written what `stat` describes.
 pub fn is_only_of(stat: &FileStat, owner: u32) -> bool {
     stat.st_uid == owner && stat.st_mode & 0o022 == 0

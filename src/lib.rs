@@ -21,10 +21,12 @@
 //! | module | holds |
 //! |---|---|
 //! | [`cli`], [`config`] | the command line; the configuration file |
-//! | [`commands`] | a run from state to exit code: subject (whom it is for), vm (finding it), place, release, settle (what both need), bookkeeping (the record) |
+//! | [`commands`] | a run from state to exit code: subject (whom it is for), vm (finding it), place, release, reconcile, settle (what all need), check, status (what it sees: seen), containers (whose demands count), bookkeeping (the record) |
+//! | [`check`] | what of the host, its engines and Kata is as the hook needs it: one noun a file |
+//! | [`status`] | what is shown of a sandbox: groups (as they stand), limit (what acts), verdict (what is missing); drawn as table or tree, in words |
 //! | [`oci`] | state, bundle, sandbox |
 //! | [`vmm`] | kinds (the table), runtime (Kata's directories), find (the proof), vcpu, debugfs |
-//! | [`cgroup`] | mounts, path (the names), group (one of them), site (what stands where ours are to be), leftover (what stands of ours in the end), demand, cpulist, file and v1 (the values) |
+//! | [`cgroup`] | mounts, path (the names), group (one of them), site (what stands where ours are to be), v1 and v2 (where they are to be: sites; what they are to hold: values), settings, demand, cpulist, file, leftover (what stands of ours in the end), orphan (what no record knows) |
 //! | [`plan`], [`apply`], [`record`] | as in the picture |
 //! | [`proc`], [`foreign`], [`sys`] | the one reader of /proc; reading files that others wrote; the system calls by hand |
 //! | [`log`], [`error`], [`deadline`] | the log line; what can go wrong; how much time is left |
@@ -34,6 +36,7 @@
 
 pub mod apply;
 pub mod cgroup;
+pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -41,10 +44,13 @@ pub mod deadline;
 pub mod error;
 pub mod foreign;
 pub mod log;
+#[cfg(test)]
+mod messages;
 pub mod oci;
 pub mod plan;
 pub mod proc;
 pub mod record;
+pub mod status;
 pub mod sys;
 #[cfg(test)]
 mod testing;

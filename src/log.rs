@@ -10,7 +10,6 @@ use std::os::unix::net::UnixDatagram;
 
 use syslog::{Facility, LogFormat, Severity};
 
-use crate::cli::Stage;
 use crate::config::{Config, LogLevel};
 use crate::vmm::vcpu::Vcpus;
 
@@ -30,7 +29,7 @@ pub enum Outcome {
     Placed,
     Unchanged,
     Released,
-    /// Placed, but some vCPU threads are not known.
+    /// Placed, but some vCPU threads are not known, or helpers may not be.
     Partial,
     /// The VMM is not there yet.
     NotYet,
@@ -71,6 +70,8 @@ pub struct Report {
     /// Kind and pid of the VMM.
     pub vmm: Option<(String, i32)>,
     pub vcpus: Option<Vcpus>,
+    /// A runtime directory or a file in it does not count or could not be read, and may name more of the VM's processes.
+    pub is_unread: bool,
     pub moved: usize,
     pub created: usize,
     pub removed: usize,
@@ -92,7 +93,7 @@ impl Report {
     }
 
     /// Sends the report for `stage` where the configuration says, if it says so.
-    pub fn send(&self, stage: Stage, config: &Config) {
+    pub fn send(&self, stage: impl fmt::Display, config: &Config) {
         let is_wanted = match self.outcome {
             Outcome::NotOurs => false,
             Outcome::Failed => true,
@@ -110,7 +111,7 @@ impl Report {
     }
 
     /// The line without its priority: every key is always there.
-    fn line(&self, stage: Stage) -> String {
+    fn line(&self, stage: impl fmt::Display) -> String {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let number = |value: usize| value.to_string();
         let pairs = [
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     fn line(report: &Report) -> String {
-        report.line(Stage::Poststart)
+        report.line("poststart")
     }
 
     #[test]

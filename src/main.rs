@@ -9,6 +9,9 @@ use kata_cgroup_hook::commands::{self, Exit, Host};
 fn main() -> ExitCode {
     let exit = match cli::parse(std::env::args_os().skip(1)) {
         Ok(Command::Hook(hook)) => commands::run(&hook, &Host::this()),
+        Ok(Command::Reconcile(options)) => commands::reconcile(&options, &Host::this()),
+        Ok(Command::Check(options)) => commands::check(&options, &Host::this()),
+        Ok(Command::Status(options)) => commands::status(&options, &Host::this()),
         Ok(Command::Help) => Exit { stdout: cli::HELP.to_owned(), ..Exit::default() },
         Ok(Command::Version) => {
             Exit { stdout: concat!("kata-cgroup-hook ", env!("CARGO_PKG_VERSION"), "\n").to_owned(), ..Exit::default() }

@@ -2,18 +2,18 @@
 //!
 //! Nothing here reads or writes the host. The order is the kernel's: groups top down, values before any thread is in them (a
 //! v1 cpuset takes none while it is empty, and no thread may ever be moved where its limit is not set yet), then all moves back
-//! to back, processes before threads, since a process written to a group takes every thread of it along.
+//! to back, processes before their threads, since a process written to a group takes every thread of it along.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::cgroup::Part;
 use crate::cgroup::demand::Demand;
 use crate::cgroup::group::GroupPath;
 use crate::cgroup::leftover::Leftover;
+use crate::cgroup::settings::{Assignment, Settings};
 use crate::cgroup::site::{Level, Site};
-use crate::cgroup::v1::{self, Assignment, Settings};
+use crate::cgroup::{self, Part, file};
 use crate::error::Error;
 use crate::vmm::kinds::Role;
 use crate::vmm::{Member, Thread, Vm};
@@ -46,10 +46,23 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether it would write once more what `error` says was refused.
+    /// Whether it puts the whole of `vm`'s VMM under the vCPUs' limit, for the others to leave it.
+    pub fn brings_in(&self, vm: &Vm, sites: &[Site]) -> bool {
+        let vmm = vm.vmm().map(|vmm| vmm.process.pid);
+        let is_limited = |group: &GroupPath| sites.iter().any(|site| site.part == Part::Constrained && site.group == *group);
+        self.steps.iter().any(|step| matches!(step, Step::MoveProcess { pid, to, .. } if Some(*pid) == vmm && is_limited(to)))
+    }
+
+    /// Whether it would write once more what `error` says was refused. A thread that follows its process is another case than
+    /// the same thread by itself.
     pub fn repeats(&self, error: &Error) -> bool {
+        let is_moved_along =
+            |moved: i32| self.steps.iter().any(|step| matches!(step, Step::MoveProcess { pid, .. } if *pid == moved));
         self.steps.iter().any(|step| match step {
             Step::Set { group, file, value } => error.is_refusal_of(&group.absolute().join(file), value),
+            Step::MoveThread { pid, tid, to, .. } => {
+                error.is_refusal_of(&to.absolute().join(to.threads_file()), &tid.to_string()) && !is_moved_along(*pid)
+            }
             _ => false,
         })
     }
@@ -57,37 +70,79 @@ impl Plan {
 
 /// Plans everything that is missing for `vm` to be in the groups of `sites` under `demand`.
 pub fn place(vm: &Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
-    let Settings { assignments, limit, cpus, notes } = v1::settings(sites, demand)?;
-    let creates = sites.iter().flat_map(|site| &site.levels).filter(|level| level.standing.is_none());
-    let mut steps: Vec<Step> = creates.map(|level| Step::Create(level.path.clone())).collect();
+    let Settings { assignments, limit, cpus, notes } = cgroup::settings(sites, demand)?;
+    let mut steps: Vec<Step> = Vec::new();
+    for level in sites.iter().flat_map(|site| &site.levels).filter(|level| level.standing.is_none()) {
+        let create = Step::Create(level.path.clone());
+        // On v2 the vCPU threads' group lies below the processes'.
+        if !steps.contains(&create) {
+            steps.push(create);
+        }
+    }
     steps.extend(assignments.into_iter().map(|(group, file, value)| Step::Set { group, file, value }));
-    let processes = process_moves(vm, sites);
-    let vcpus = vcpu_moves(vm, sites, &processes);
+    let processes = process_moves(vm, sites)?;
+    let vcpus = vcpu_moves(vm, sites, &processes)?;
+    let strays = stray_moves(vm, sites, &processes);
     steps.extend(processes);
     steps.extend(vcpus);
-    steps.extend(stray_moves(vm, sites));
+    steps.extend(strays);
     Ok(Plan { steps, limit, cpus, notes })
 }
 
 /// Whole processes into the unconstrained groups, each that has a thread elsewhere.
-fn process_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
+///
+/// A whole process can be written to a threaded group of v2 from anywhere; its threads then move freely within the domain
+/// (cgroup-v2.rst, "Threads").
+fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
     let mut moves = Vec::new();
     for site in sites.iter().filter(|site| site.part == Part::Unconstrained) {
-        // In a hierarchy that holds both parts, a vCPU thread's right place is the other group.
-        let both = sites.iter().find(|other| other.part == Part::Constrained && other.group.hierarchy == site.group.hierarchy);
+        // In a hierarchy that holds both parts a thread in the other group needs no move of its whole process: it is a vCPU's,
+        // or one that has strayed there and goes back by itself. But the first thread is no vCPU, and the last to leave: where that
+        // is still there, a run was killed while the others were leaving.
+        let both = other_part(site, sites);
         for member in movable(vm) {
+            let may_be_apart = |thread: &Thread| thread.tid != member.process.pid || vm.is_vcpu(thread.tid);
             let is_right = |thread: &Thread| {
                 let place = site.place_of(thread);
-                place.as_ref() == Some(&site.group)
-                    || (vm.is_vcpu(thread.tid) && place.as_ref() == both.map(|both| &both.group))
+                let apart = both.filter(|_| may_be_apart(thread)).map(|both| &both.group);
+                place.is_some() && [Some(&site.group), apart].contains(&place.as_ref())
             };
             if !member.threads.iter().all(is_right) {
-                let from = member.leader().and_then(|thread| site.place_of(thread));
-                moves.push(Step::MoveProcess { pid: member.process.pid, start: member.start, to: site.group.clone(), from });
+                let from = Some(origin(member, member.leader(), site)?);
+                let (pid, start) = (member.process.pid, member.start);
+                // Never a moment in which a vCPU thread is in the sandbox's groups and not under its limit: a run may be killed in
+                // it. So where a process takes its vCPU threads along, all of them go under the limit, and the others leave it.
+                let to = both.filter(|_| member.role == Role::Vmm && !vm.vcpus.threads.is_empty()).map(|both| &both.group);
+                moves.push(Step::MoveProcess { pid, start, to: to.unwrap_or(&site.group).clone(), from });
+                let leaving = |thread: &&Thread| to.is_some() && !vm.is_vcpu(thread.tid);
+                let mut others: Vec<&Thread> = member.threads.iter().filter(leaving).collect();
+                others.sort_by_key(|thread| thread.tid == pid);
+                for thread in others {
+                    moves.push(move_thread(member, thread, &site.group, Some(origin(member, Some(thread), site)?)));
+                }
             }
         }
     }
-    moves
+    Ok(moves)
+}
+
+/// Where a thread is now, to be put back there; nobody is moved who could not be.
+fn origin(member: &Member, thread: Option<&Thread>, site: &Site) -> Result<GroupPath, Error> {
+    let out_of_sight = || Error::OutOfSight { pid: member.process.pid, mount: site.group.hierarchy.mount.clone() };
+    thread.and_then(|thread| site.place_of(thread)).ok_or_else(out_of_sight)
+}
+
+/// The site of the other part in the same hierarchy: on v2, and where v1 has cpu and memory mounted together.
+fn other_part<'a>(site: &Site, sites: &'a [Site]) -> Option<&'a Site> {
+    sites.iter().find(|other| other.part != site.part && other.group.hierarchy == site.group.hierarchy)
+}
+
+/// Whether one of these moves takes all threads of `pid` to another group of the site's hierarchy.
+fn is_taken_along(pid: i32, site: &Site, processes: &[Step]) -> bool {
+    processes.iter().any(|step| match step {
+        Step::MoveProcess { pid: moved, to, .. } => *moved == pid && to.hierarchy == site.group.hierarchy,
+        _ => false,
+    })
 }
 
 /// The processes that may be moved: never the container runtime's shim.
@@ -95,44 +150,44 @@ fn movable(vm: &Vm) -> impl Iterator<Item = &Member> {
     vm.processes.iter().skip(usize::from(vm.is_shim))
 }
 
-/// vCPU threads into the constrained groups, each that is not there or that a move of its process takes away.
-fn vcpu_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
+/// vCPU threads into the constrained groups, each that is not there and that no move of its process takes there.
+fn vcpu_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Result<Vec<Step>, Error> {
     let mut moves = Vec::new();
-    let Some(vmm) = vm.vmm() else { return moves };
+    let Some(vmm) = vm.vmm() else { return Ok(moves) };
     for site in sites.iter().filter(|site| site.part == Part::Constrained) {
-        let takes_along = |step: &Step| match step {
-            Step::MoveProcess { pid, to, .. } => *pid == vmm.process.pid && to.hierarchy == site.group.hierarchy,
-            _ => false,
-        };
-        let is_taken_away = processes.iter().any(takes_along);
+        if is_taken_along(vmm.process.pid, site, processes) {
+            continue;
+        }
         for vcpu in &vm.vcpus.threads {
-            let Some(thread) = vmm.threads.iter().find(|thread| thread.tid == vcpu.tid) else {
-                continue;
-            };
-            let from = site.place_of(thread);
-            if is_taken_away || from.as_ref() != Some(&site.group) {
-                moves.push(move_thread(vmm, thread, &site.group, from));
+            let Some(thread) = vmm.thread(vcpu.tid) else { continue };
+            let from = origin(vmm, Some(thread), site)?;
+            if from != site.group {
+                moves.push(move_thread(vmm, thread, &site.group, Some(from)));
             }
         }
     }
-    moves
+    Ok(moves)
 }
 
 /// Threads that are no vCPUs out of the constrained groups: kernel workers are born beside the vCPU thread that made them.
 ///
 /// As long as some vCPUs could not be told this time, a thread of the VMM in there may be one that an earlier run could: it stays.
-/// They go where their process's first thread is, or, where that is in there too, to the group above.
-fn stray_moves(vm: &Vm, sites: &[Site]) -> Vec<Step> {
+/// They go to the processes' group where that is in the same hierarchy; else where their process's first thread is, or, where
+/// that is in there too, to the group above.
+fn stray_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
     let mut moves = Vec::new();
     for site in sites.iter().filter(|site| site.part == Part::Constrained) {
-        for member in &vm.processes {
+        let own = other_part(site, sites).map(|site| site.group.clone());
+        // A process that is moved takes its strays along.
+        for member in vm.processes.iter().filter(|member| !is_taken_along(member.process.pid, site, processes)) {
             let is_stray = |thread: &&Thread| {
-                let is_told = thread.is_user_worker || member.role != Role::Vmm || vm.vcpus.are_all_known();
+                let came_along = vm.brought_in.as_ref().is_some_and(|vcpus| vcpus.binary_search(&thread.tid).is_err());
+                let is_told = thread.is_user_worker || member.role != Role::Vmm || vm.vcpus.are_all_known() || came_along;
                 is_told && !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group)
             };
             let strays = member.threads.iter().filter(is_stray);
             let leader = member.leader().and_then(|leader| site.place_of(leader)).filter(|place| *place != site.group);
-            let Some(target) = leader.or_else(|| above_ours(site)) else {
+            let Some(target) = own.clone().or(leader).or_else(|| above_ours(site)) else {
                 continue;
             };
             // Undoing must not bring them back into a group that is to go: they stay where they are then.
@@ -155,7 +210,10 @@ fn above_ours(site: &Site) -> Option<GroupPath> {
 
 /// Plans the removal of what is left of a sandbox: adopted groups get their own values back, ours are emptied and removed.
 pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
-    let mut steps: Vec<Step> = restore.into_iter().map(|(group, file, value)| Step::Set { group, file, value }).collect();
+    // A controller is taken back from below an adopted group once ours is gone from there: until then it limits the threads.
+    let (controllers, values): (Vec<_>, Vec<_>) = restore.into_iter().partition(|(_, file, _)| *file == file::SUBTREE);
+    let set = |(group, file, value)| Step::Set { group, file, value };
+    let mut steps: Vec<Step> = values.into_iter().map(set).collect();
     let groups = || leftovers.iter().filter_map(|left| left.group.as_ref());
     let going_home = |(pid, start, home): &(i32, u64, GroupPath)| Step::MoveProcess {
         pid: *pid,
@@ -177,7 +235,18 @@ pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
             }
         }
     }
+    steps.extend(controllers.into_iter().map(set));
     Plan { steps, ..Plan::default() }
+}
+
+impl Step {
+    /// Where what is to be moved was found.
+    pub fn from(&self) -> Option<&GroupPath> {
+        match self {
+            Self::MoveProcess { from, .. } | Self::MoveThread { from, .. } => from.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -230,7 +299,7 @@ mod tests {
             Level { path, standing: (index < standing).then(|| Standing { is_ours, ..Standing::default() }) }
         };
         let levels = paths.into_iter().enumerate().map(level).collect();
-        Site { part, group, levels, is_adopted: false }
+        testing::site(part, group, levels)
     }
 
     /// A VMM of a first thread and a vCPU, each in the groups that are given, and a helper in those of the first.
@@ -247,6 +316,8 @@ mod tests {
                 parked: 0,
             },
             is_shim: false,
+            containers: Vec::new(),
+            brought_in: None,
         }
     }
 
@@ -294,6 +365,12 @@ mod tests {
         let vm = vm("1:memory:/kata/kata_x;2:cpuacct:/", "1:memory:/;2:cpuacct:/pod/kata_x");
         let plan = place(&vm, &sites(3, 1), &demand()).unwrap();
         assert_eq!(lines(&plan), ["move-process 100 400 /c/memory/kata/kata_x"]);
+    }
+
+    #[test]
+    fn nobody_is_moved_who_could_not_be_put_back() {
+        let error = place(&vm("1:memory:/", "1:memory:/"), &sites(1, 0), &demand()).unwrap_err().to_string();
+        assert!(error.starts_with("process 100 is in a group that is not below /c/cpuacct as the hook sees it"), "{error}");
     }
 
     #[test]
@@ -345,12 +422,21 @@ mod tests {
         let placed = vm("1:cpuacct,memory:/kata/kata_x", "1:cpuacct,memory:/pod/kata_x");
         assert_eq!(lines(&place(&placed, &sites, &demand()).unwrap()), Vec::<String>::new());
         let fresh = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/");
-        let moves = lines(&place(&fresh, &sites, &demand()).unwrap());
-        assert!(moves[0].starts_with("move-process 100") && moves[2].starts_with("move-thread 100/101"), "{moves:?}");
-        // A process that is moved takes its vCPU along, which is brought back in the same burst.
+        // The whole process goes under the limit, and its other threads leave it: no vCPU is in our groups without one.
+        let expected = [
+            "move-process 100 400 /c/cpuacct,memory/pod/kata_x",
+            "move-thread 100/100 400 /c/cpuacct,memory/kata/kata_x",
+            "move-process 200 400 /c/cpuacct,memory/kata/kata_x",
+        ];
+        assert_eq!(lines(&place(&fresh, &sites, &demand()).unwrap()), expected);
         let half = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/pod/kata_x");
-        let moves = lines(&place(&half, &sites, &demand()).unwrap());
-        assert!(moves[0].starts_with("move-process 100") && moves[2].starts_with("move-thread 100/101"), "{moves:?}");
+        assert_eq!(lines(&place(&half, &sites, &demand()).unwrap()), expected);
+        // One whose vCPUs cannot be told is not put under their limit as a whole.
+        let mut untold = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/");
+        untold.vcpus.threads.clear();
+        let expected =
+            ["move-process 100 400 /c/cpuacct,memory/kata/kata_x", "move-process 200 400 /c/cpuacct,memory/kata/kata_x"];
+        assert_eq!(lines(&place(&untold, &sites, &demand()).unwrap()), expected);
     }
 
     #[test]
@@ -368,6 +454,106 @@ mod tests {
         let vm = vm("1:memory:/;2:cpuacct:/", "1:memory:/;2:cpuacct:/pod/kata_x");
         let moves = lines(&place(&vm, &sites(3, 1), &demand()).unwrap());
         assert!(moves.iter().all(|line| line.starts_with("move-process")), "{moves:?}");
+    }
+
+    /// A domain that stands, with the vCPU threads' group in it.
+    fn unified_sites(standing: usize) -> Vec<Site> {
+        let all = [Controller::Cpu, Controller::Cpuset, Controller::Memory];
+        let group = GroupPath::new(&testing::unified(&all), "kata/kata_x");
+        let mut levels: Vec<Level> = std::iter::once(GroupPath::new(&group.hierarchy, ""))
+            .chain(group.child("vcpu").chain())
+            .map(|path| Level { path, standing: None })
+            .collect();
+        for (depth, level) in levels.iter_mut().take(standing).enumerate() {
+            let of_group: &[(&'static str, &str)] = match depth {
+                0 | 1 => &[("cgroup.subtree_control", "cpu cpuset memory")],
+                2 => &[("cgroup.subtree_control", "cpu cpuset")],
+                _ => &[("cgroup.type", "threaded"), ("cpu.max", "max 100000")],
+            };
+            let values = of_group.iter().map(|(file, value)| (*file, (*value).to_owned())).collect();
+            level.standing = Some(Standing { is_ours: depth > 0, values, ..Standing::default() });
+        }
+        let vcpus = testing::site(Part::Constrained, group.child("vcpu"), levels.clone());
+        levels.pop();
+        vec![testing::site(Part::Unconstrained, group, levels), vcpus]
+    }
+
+    #[test]
+    fn on_v2_the_way_to_both_groups_is_made_once_and_the_whole_vmm_goes_under_the_limit_first() {
+        let plan = place(&vm("0::/engine", "0::/engine"), &unified_sites(1), &demand()).unwrap();
+        let lines = lines(&plan);
+        let creates: Vec<&String> = lines.iter().filter(|line| line.starts_with("create")).collect();
+        assert_eq!(creates, ["create /c2/kata", "create /c2/kata/kata_x", "create /c2/kata/kata_x/vcpu"]);
+        let moves = [
+            "move-process 100 400 /c2/kata/kata_x/vcpu",
+            "move-thread 100/100 400 /c2/kata/kata_x",
+            "move-process 200 400 /c2/kata/kata_x",
+        ];
+        assert_eq!(lines[lines.len() - 3..], moves);
+    }
+
+    #[test]
+    fn on_v2_a_thread_that_is_no_vcpu_goes_back_to_its_processs_group() {
+        let mut vm = vm("0::/kata/kata_x", "0::/kata/kata_x/vcpu");
+        let place = |vm: &Vm| lines(&place(vm, &unified_sites(4), &demand()).unwrap());
+        assert_eq!(place(&vm), Vec::<String>::new());
+        vm.processes[0].threads.push(testing::thread(102, "0::/kata/kata_x/vcpu"));
+        assert_eq!(place(&vm), ["move-thread 100/102 400 /c2/kata/kata_x"]);
+    }
+
+    #[test]
+    fn on_v2_a_vmm_that_a_killed_run_left_under_the_limit_leaves_it_though_no_thread_can_be_told_for_sure() {
+        let apart = "0::/kata/kata_x/vcpu";
+        let mut vm = vm(apart, apart);
+        vm.processes[0].threads.push(testing::thread(102, apart));
+        vm.processes[1].threads = vec![testing::thread(200, "0::/kata/kata_x")];
+        vm.vcpus.expected = None;
+        let expected = [
+            "move-process 100 400 /c2/kata/kata_x/vcpu",
+            "move-thread 100/102 400 /c2/kata/kata_x",
+            "move-thread 100/100 400 /c2/kata/kata_x",
+        ];
+        assert_eq!(lines(&place(&vm, &unified_sites(4), &demand()).unwrap()), expected, "the first thread last");
+    }
+
+    #[test]
+    fn on_v2_who_came_along_unseen_leaves_though_not_all_vcpus_are_known() {
+        let sites = unified_sites(4);
+        let fresh = vm("0::/engine", "0::/engine");
+        assert!(place(&fresh, &sites, &demand()).unwrap().brings_in(&fresh, &sites));
+        let mut vm = vm("0::/kata/kata_x", "0::/kata/kata_x/vcpu");
+        vm.processes[0].threads.push(testing::thread(102, "0::/kata/kata_x/vcpu"));
+        vm.vcpus.expected = None;
+        assert_eq!(lines(&place(&vm, &sites, &demand()).unwrap()), Vec::<String>::new(), "it may be a vCPU of an earlier run");
+        vm.brought_in = Some(vec![101, 102]);
+        assert_eq!(lines(&place(&vm, &sites, &demand()).unwrap()), Vec::<String>::new(), "it was one at first");
+        vm.brought_in = Some(vec![101]);
+        assert_eq!(lines(&place(&vm, &sites, &demand()).unwrap()), ["move-thread 100/102 400 /c2/kata/kata_x"]);
+    }
+
+    #[test]
+    fn on_v2_what_had_strayed_leaves_with_the_others() {
+        let mut vm = vm("0::/engine", "0::/kata/kata_x/vcpu");
+        vm.processes[0].threads.push(testing::thread(102, "0::/kata/kata_x/vcpu"));
+        let moves = lines(&place(&vm, &unified_sites(4), &demand()).unwrap());
+        let of_vmm: Vec<&String> = moves.iter().filter(|line| line.contains(" 100")).collect();
+        let expected = [
+            "move-process 100 400 /c2/kata/kata_x/vcpu",
+            "move-thread 100/102 400 /c2/kata/kata_x",
+            "move-thread 100/100 400 /c2/kata/kata_x",
+        ];
+        assert_eq!(of_vmm, expected);
+    }
+
+    #[test]
+    fn a_refused_move_of_a_thread_is_repeated_only_without_its_process() {
+        let sites = unified_sites(4);
+        let error = Error::write("/c2/kata/kata_x/vcpu/cgroup.threads", "101", nix::errno::Errno::EOPNOTSUPP);
+        assert!(error.is_of_the_moment());
+        let alone = place(&vm("0::/kata/kata_x", "0::/kata/kata_x"), &sites, &demand()).unwrap();
+        assert!(alone.repeats(&error));
+        let together = place(&vm("0::/engine", "0::/engine"), &sites, &demand()).unwrap();
+        assert!(!together.repeats(&error));
     }
 
     #[test]

@@ -24,6 +24,9 @@ const USER_WORKER: u64 = 0x4000;
 /// No file of /proc that is read here is longer: a command line is the longest, and QEMU's are about 5 KiB.
 const LIMIT: u64 = 1 << 20;
 
+/// Clock ticks a second in /proc (USER_HZ, which is part of Linux's ABI).
+const TICKS: u64 = 100;
+
 /// A mounted proc file system.
 #[derive(Debug, Clone)]
 pub struct Proc {
@@ -49,11 +52,20 @@ impl Proc {
         }
     }
 
-    /// The start time of whatever process or thread bears the number `id` now, in clock ticks since boot.
+    /// Where the start time of the process or thread `id` is, for messages.
+    pub fn stat_path(&self, id: i32) -> PathBuf {
+        self.root.join(format!("{id}/task/{id}/stat"))
+    }
+
+    /// The start time of whatever process or thread bears the number `id` now, in clock ticks since boot; `None` if nobody does.
     ///
-    /// Threads have a directory of their own at the top of /proc, though it is not listed there (proc(5)).
-    pub fn start_of(&self, id: i32) -> Option<u64> {
-        self.process(id).ok()??.stat().ok().map(|stat| stat.start)
+    /// Threads have a directory of their own at the top of /proc, though it is not listed there (proc(5)). The file there adds up the
+    /// times of every thread of the process (`do_task_stat`), which for each of thousands takes minutes; so it is the thread's own.
+    pub fn start_of(&self, id: i32) -> Result<Option<u64>, Errno> {
+        match self.process(id).and_then(|process| process.map(|process| process.thread_stat(id)).transpose()) {
+            Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+            stat => stat.map(|stat| stat.map(|stat| stat.start)),
+        }
     }
 
     /// The mount table of this process: one line a mount (proc_pid_mountinfo(5)).
@@ -66,6 +78,19 @@ impl Proc {
         self.root.join("self/mountinfo")
     }
 
+    /// The kernel's version, as far as anything depends on it: 6.18 of `6.18.44-generic`.
+    pub fn kernel_release(&self) -> Option<(u32, u32)> {
+        let (text, _) = foreign::read_file(AT_FDCWD, &self.root.join("sys/kernel/osrelease"), LIMIT).ok()?;
+        let mut numbers = text.split(|byte| !byte.is_ascii_digit());
+        Some((number(numbers.next()?)?, number(numbers.next()?)?))
+    }
+
+    /// Whether the kernel has the file system `name`, mounted or not; `None` if that cannot be read.
+    pub fn knows_file_system(&self, name: &str) -> Option<bool> {
+        let (text, _) = foreign::read_file(AT_FDCWD, &self.root.join("filesystems"), LIMIT).ok()?;
+        Some(text.split(|byte| *byte == b'\n').any(|line| words(line).last() == Some(name.as_bytes())))
+    }
+
     /// Seconds since the epoch at which the host booted, by today's clock.
     ///
     /// From uptime, as the `btime` of /proc/stat costs a walk over every interrupt of every CPU.
@@ -74,6 +99,11 @@ impl Proc {
         let uptime = Duration::try_from_secs_f64(number(words(&bytes).next()?)?).ok()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
         now.checked_sub(uptime).map(|boot| boot.as_secs())
+    }
+
+    /// A start time, in clock ticks since boot, in seconds since the epoch.
+    pub fn time_of(&self, start: u64) -> Option<u64> {
+        self.boot_time().map(|boot| boot + start / TICKS)
     }
 
     /// Whether our user ids are the host's: every id is mapped to itself (user_namespaces(7)).
@@ -290,6 +320,11 @@ impl Membership {
     pub fn v1(&self, controller: &str) -> Option<&Path> {
         self.0.iter().find(|(names, _)| names.iter().any(|name| name == controller)).map(|(_, path)| path.as_path())
     }
+
+    /// The path within the v2 hierarchy, whose line names no controller.
+    pub fn v2(&self) -> Option<&Path> {
+        self.v1("")
+    }
 }
 
 /// `NR ARG0 ARG1 …` with the arguments in hex; `running` and `-1 …` are no system call.
@@ -312,6 +347,22 @@ pub fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernels_version_and_file_systems_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let proc = Proc::new(dir.path());
+        assert_eq!((proc.kernel_release(), proc.knows_file_system("debugfs")), (None, None));
+        std::fs::create_dir_all(dir.path().join("sys/kernel")).unwrap();
+        for (text, release) in [("6.18.44-fc-v595\n", Some((6, 18))), ("5.10-rc1\n", Some((5, 10))), ("six\n", None)] {
+            std::fs::write(dir.path().join("sys/kernel/osrelease"), text).unwrap();
+            assert_eq!(proc.kernel_release(), release, "{text}");
+        }
+        std::fs::write(dir.path().join("filesystems"), "nodev\tdebugfs\n\text4\n").unwrap();
+        assert_eq!(proc.knows_file_system("debugfs"), Some(true));
+        assert_eq!(proc.knows_file_system("ext4"), Some(true));
+        assert_eq!(proc.knows_file_system("debug"), Some(false));
+    }
 
     // From a QEMU 7.2 under KVM on Linux 6.18: a vCPU thread, and KVM's own worker in the same process.
     const VCPU: &[u8] =
@@ -386,6 +437,8 @@ mod tests {
         assert_eq!(groups.v1("cpuacct"), Some(Path::new("/a:b")));
         assert_eq!(groups.v1("memory"), Some(Path::new("/m")));
         assert_eq!(groups.v1("cpuset"), None);
+        assert_eq!(groups.v2(), Some(Path::new("/u")));
+        assert_eq!(Membership::parse(b"2:memory:/m\n").v2(), None);
     }
 
     #[test]
@@ -402,7 +455,7 @@ mod tests {
         let process = proc.process(own).unwrap().unwrap();
         assert!(process.threads().unwrap().contains(&own));
         assert_eq!(process.status().unwrap().thread_group, own);
-        assert_eq!(process.stat().unwrap().start, proc.start_of(own).unwrap());
+        assert_eq!(Some(process.stat().unwrap().start), proc.start_of(own).unwrap());
         assert!(process.executable().unwrap().is_absolute());
         assert!(!process.arguments().unwrap().is_empty());
         assert!(!process.descriptors().unwrap().is_empty());

@@ -22,7 +22,7 @@ use crate::error::{Error, errno_of};
 use crate::foreign;
 
 /// The schema that is written; another is kept aside and rebuilt.
-const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 1;
 
 /// How far a sandbox has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +64,12 @@ pub struct Record {
     /// What the last containers asked for: it stays in force while there is none.
     #[serde(default)]
     pub last: Vec<LinuxCpu>,
+    /// The containers that have ended and whose bundles are still there, by these.
+    #[serde(default)]
+    pub ended: BTreeMap<PathBuf, String>,
+    /// The pod's own limit when that was last looked at: quota/period in µs, or "max".
+    #[serde(default)]
+    pub pod_limit: Option<String>,
 }
 
 /// A group that we made or are about to make.
@@ -79,6 +85,9 @@ pub struct RecordedGroup {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
     pub path: PathBuf,
+    /// Another group of the same name has values of its own.
+    pub inode: u64,
+    /// None once they have been given back; then it is only remembered that the sandbox was there.
     pub values: BTreeMap<String, String>,
 }
 
@@ -96,7 +105,13 @@ pub struct RecordedProcess {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Container {
     pub id: String,
+    /// Its name in the pod, which its successor has too.
+    #[serde(default)]
+    pub name: Option<String>,
     pub cpu: LinuxCpu,
+    /// The pod has been resized since, and nothing says whether it was this container.
+    #[serde(default)]
+    pub is_outdated: bool,
 }
 
 impl Record {
@@ -115,12 +130,12 @@ impl Record {
         self.groups.iter().chain(&self.parents).any(|group| group.path == path && group.inode == 0)
     }
 
-    /// What the sandbox asks for: its containers' demands, or, while there is none, what the last of them asked for.
-    pub fn demands(&self) -> Vec<&LinuxCpu> {
-        if self.containers.is_empty() {
-            self.last.iter().collect()
-        } else {
-            self.containers.values().map(|container| &container.cpu).collect()
+    /// Learns the inodes of groups that were only intended.
+    pub fn learn(&mut self, made: &[(PathBuf, u64)]) {
+        for group in self.groups.iter_mut().chain(&mut self.parents).filter(|group| group.inode == 0) {
+            if let Some((_, inode)) = made.iter().rev().find(|(path, _)| *path == group.path) {
+                group.inode = *inode;
+            }
         }
     }
 
@@ -177,7 +192,11 @@ impl Store {
         };
         let stat = fstat(&dir).map_err(|errno| Error::path("stat", path, errno))?;
         if !foreign::is_only_of(&stat, owner) {
-            let why = format!("owned by uid {} with mode {:04o}: must be root's own", stat.st_uid, stat.st_mode & 0o7777);
+            let why = format!(
+                "owned by uid {} with mode {:04o}: must be root's own; see who made it, then chown root and chmod 0700",
+                stat.st_uid,
+                stat.st_mode & 0o7777
+            );
             return Err(Error::Config { path: path.to_path_buf(), why });
         }
         Ok(Some(Self { dir, path: path.to_path_buf(), owner }))
@@ -207,23 +226,26 @@ impl Store {
 
     /// The sandboxes that have a record.
     pub fn sandboxes(&self) -> Vec<String> {
+        let id = |name: &String| name.strip_suffix(".json").filter(|id| crate::oci::state::is_id(id)).map(str::to_owned);
+        self.names().iter().filter_map(id).collect()
+    }
+
+    /// The names of the files in the directory.
+    fn names(&self) -> Vec<String> {
         let Ok(copy) = self.dir.as_fd().try_clone_to_owned() else {
             return Vec::new();
         };
         let Ok(mut dir) = nix::dir::Dir::from_fd(copy) else {
             return Vec::new();
         };
-        let id = |entry: Result<nix::dir::Entry, Errno>| {
-            let name = entry.ok()?.file_name().to_str().ok()?.strip_suffix(".json")?.to_owned();
-            crate::oci::state::is_id(&name).then_some(name)
-        };
-        dir.iter().filter_map(id).collect()
+        let name = |entry: Result<nix::dir::Entry, Errno>| entry.ok()?.file_name().to_str().ok().map(str::to_owned);
+        dir.iter().filter_map(name).collect()
     }
 
     /// Writes the record whole or not at all.
     pub fn save(&self, record: &Record) -> Result<(), Error> {
         let name = format!("{}.json", record.sandbox);
-        let temporary = format!(".{name}.tmp");
+        let temporary = temporary(&record.sandbox);
         let failed = |verb, errno| Error::path(verb, self.path.join(&name), errno);
         let bytes = serde_json::to_vec(record).map_err(|_| failed("write", Errno::EINVAL))?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
@@ -252,6 +274,20 @@ impl Store {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(Error::path("remove", self.path.join(name), errno)),
         }
+    }
+
+    /// Removes whatever is left in the directory, and the directory: all but what a run that is still going on holds.
+    pub fn clear_out(&self) {
+        for name in self.names() {
+            let is_aside = name.ends_with(".json.old") || name.ends_with(".json.tmp");
+            if is_aside {
+                let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            } else if let Some(sandbox) = name.strip_suffix(".lock") {
+                // Its file goes with it where there is no record.
+                drop(self.try_lock(sandbox));
+            }
+        }
+        let _ = unlinkat(AT_FDCWD, &self.path, UnlinkatFlags::RemoveDir);
     }
 
     /// Takes the sandbox's lock, waiting for it until the deadline.
@@ -288,7 +324,13 @@ impl Store {
     }
 }
 
-/// A sandbox's lock, held until it is dropped. Its file goes with the record: only its holder may remove it.
+/// The name under which a sandbox's record is written, until it is whole.
+fn temporary(sandbox: &str) -> String {
+    format!(".{sandbox}.json.tmp")
+}
+
+/// A sandbox's lock, held until it is dropped. Its file goes with the record: only its holder may remove it. So does what a run left
+/// that was killed while it wrote the record.
 #[derive(Debug)]
 pub struct Lock {
     _held: Flock<File>,
@@ -299,8 +341,10 @@ pub struct Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if !exists(&self.dir, &format!("{}.json", self.sandbox)) {
-            // It stays at the worst, and the next run takes it as it is.
-            let _ = unlinkat(&self.dir, format!("{}.lock", self.sandbox).as_str(), UnlinkatFlags::NoRemoveDir);
+            // They stay at the worst, and the next run takes them as they are.
+            for name in [temporary(&self.sandbox), format!("{}.lock", self.sandbox)] {
+                let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
         }
     }
 }
@@ -320,12 +364,23 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_was_intended_is_known_once_it_is_made() {
+        let mut record = Record::new("sb");
+        let group = |path: &str, inode| RecordedGroup { path: path.into(), inode, ..RecordedGroup::default() };
+        (record.groups, record.parents) = (vec![group("/c/p/kata_x", 0)], vec![group("/c/p", 7), group("/c", 0)]);
+        // One that was made, removed by somebody and made again is the last.
+        record.learn(&[("/c/p/kata_x".into(), 8), ("/c/p".into(), 9), ("/c/p/kata_x".into(), 10)]);
+        assert!(record.knows(Path::new("/c/p/kata_x"), 10) && !record.knows(Path::new("/c/p/kata_x"), 8));
+        assert!(record.knows(Path::new("/c/p"), 7) && record.intended(Path::new("/c")));
+    }
+
+    #[test]
     fn a_record_is_read_back_as_it_was_saved() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let mut record = Record::new("sb");
         record.groups.push(RecordedGroup { path: "/c/kata_x".into(), controllers: vec!["cpu".into()], inode: 7 });
-        record.containers.insert("/b".into(), Container { id: "c".into(), cpu: LinuxCpu::default() });
+        record.containers.insert("/b".into(), Container { id: "c".into(), ..Container::default() });
         store.save(&record).unwrap();
         assert_eq!(store.load("sb").unwrap(), Some(record.clone()));
         assert_eq!(store.sandboxes(), ["sb"]);
@@ -336,20 +391,18 @@ mod tests {
     }
 
     #[test]
-    fn what_the_last_containers_asked_for_stays_in_force_until_another_comes() {
+    fn what_the_last_containers_asked_for_is_kept_in_mind() {
         let cpu = |shares: u64| serde_json::from_value::<LinuxCpu>(serde_json::json!({ "shares": shares })).unwrap();
         let mut record = Record::new("sb");
         for (bundle, shares) in [("/a", 1), ("/b", 2)] {
-            record.containers.insert(bundle.into(), Container { id: "c".into(), cpu: cpu(shares) });
+            record.containers.insert(bundle.into(), Container { id: "c".into(), cpu: cpu(shares), ..Container::default() });
         }
         record.keep_containers(|bundle| bundle == Path::new("/b"));
-        assert_eq!(record.demands(), [&cpu(2)]);
+        assert!(record.last.is_empty());
         record.keep_containers(|_| false);
         record.keep_containers(|_| false);
         assert!(record.containers.is_empty());
-        assert_eq!(record.demands(), [&cpu(2)]);
-        record.containers.insert("/c".into(), Container { id: "c".into(), cpu: cpu(3) });
-        assert_eq!(record.demands(), [&cpu(3)]);
+        assert_eq!(record.last, [cpu(2)]);
     }
 
     #[test]
@@ -389,8 +442,9 @@ mod tests {
         assert!(store.try_lock("sb").unwrap().is_none());
         let soon = Deadline::after(Instant::now(), Duration::from_millis(20));
         assert!(store.lock("sb", &soon).unwrap_err().to_string().contains("another hook of it is running"));
+        std::fs::write(dir.path().join("state/.sb.json.tmp"), "{").unwrap();
         drop(lock);
-        assert!(!dir.path().join("state/sb.lock").exists());
+        assert_eq!(std::fs::read_dir(dir.path().join("state")).unwrap().count(), 0, "nor what was written half");
         let lock = store.try_lock("sb").unwrap().unwrap();
         store.save(&Record::new("sb")).unwrap();
         drop(lock);

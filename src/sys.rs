@@ -1,5 +1,8 @@
-//! The few system calls that no crate of ours wraps: extended attributes of an open directory, and a file system mounted
-//! nowhere. Everything `unsafe` in this program is in this file.
+//! The few system calls that no crate of ours wraps: extended attributes of an open directory, a file system mounted nowhere, a
+//! terminal's width. Everything `unsafe` in this program is in this file: the compiler denies it everywhere else (Cargo.toml,
+//! `unsafe_code`).
+
+#![allow(unsafe_code)]
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -17,13 +20,22 @@ pub fn set_xattr(fd: impl AsFd, name: &CStr, value: &[u8]) -> Result<(), Errno> 
 
 /// Reads an extended attribute of at most 256 bytes of an open file or directory (getxattr(2)).
 pub fn get_xattr(fd: impl AsFd, name: &CStr) -> Result<Vec<u8>, Errno> {
-    let mut value = vec![0_u8; 256];
+    // The longest mark: an id, and a path of PATH_MAX.
+    let mut value = vec![0_u8; 4096 + 256];
     let fd = fd.as_fd().as_raw_fd();
     // SAFETY: as above, and the kernel writes at most `value.len()` bytes into `value`.
     let length = unsafe { libc::fgetxattr(fd, name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     let length = Errno::result(length)?;
     value.truncate(usize::try_from(length).unwrap_or(0));
     Ok(value)
+}
+
+/// The columns of the terminal that `fd` is, if it is one and says so (TIOCGWINSZ, ioctl_tty(2)).
+pub fn terminal_width(fd: impl AsFd) -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is borrowed and so open, and the kernel writes one `winsize` into the one that is pointed to.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    (done == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
 /// Mounts the file system `kind` read-only, attached to no place (fsopen(2), fsmount(2), Linux 5.2), and gives its root. It is

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::cgroup::Controller;
+use crate::cgroup::group::GroupPath;
 use crate::cgroup::mounts::{Hierarchy, Mounts, Version};
-use crate::proc::{Membership, Proc};
-use crate::vmm::Thread;
+use crate::cgroup::site::{Level, Site};
+use crate::cgroup::{Controller, Part};
+use crate::proc::{Membership, Proc, Process};
+use crate::vmm::kinds::Role;
+use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
+use crate::vmm::{Member, Thread, Vm};
 
 /// When the made-up host booted, in seconds since the epoch.
 pub(crate) const BOOT: u64 = 1_000_000;
@@ -22,7 +26,7 @@ pub(crate) struct FakeProc {
     pub(crate) dir: tempfile::TempDir,
 }
 
-/// A process to be put there; the defaults are those of a VMM that is what it says.
+/// A process to be put there; the defaults are those of one of our own.
 #[derive(Debug, Clone)]
 pub(crate) struct Fake {
     pub(crate) pid: i32,
@@ -37,6 +41,23 @@ pub(crate) struct Fake {
     pub(crate) numbers: String,
     pub(crate) threads: Vec<i32>,
     pub(crate) children: Vec<i32>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            pid: 100,
+            parent: 1,
+            state: 'S',
+            start: 6000,
+            executable: "/bin/sh".into(),
+            arguments: String::new(),
+            uids: [nix::unistd::getuid().as_raw(); 4],
+            numbers: "100".into(),
+            threads: vec![],
+            children: vec![],
+        }
+    }
 }
 
 impl FakeProc {
@@ -108,7 +129,7 @@ pub(crate) fn mounted_at(root: &Path, controllers: &[Controller]) -> Rc<Hierarch
 /// Cgroup hierarchies in a temporary directory, each controller by itself.
 pub(crate) fn mounts(dir: &Path) -> Mounts {
     let hierarchies = Controller::ALL.iter().map(|one| mounted_at(dir, &[*one])).collect();
-    Mounts { hierarchies, debugfs: None }
+    Mounts { hierarchies, ..Mounts::default() }
 }
 
 /// A thread that is in the groups of `cgroup`, written as in /proc/PID/cgroup with `;` for line ends.
@@ -121,4 +142,47 @@ pub(crate) fn thread(tid: i32, cgroup: &str) -> Thread {
         guest_time: 0,
         groups: Membership::parse(cgroup.replace(';', "\n").as_bytes()),
     }
+}
+
+/// A QEMU 100 with these threads, of which one is its only vCPU.
+pub(crate) fn vm(threads: Vec<Thread>, vcpu: i32) -> Vm {
+    let vcpu = Vcpu { tid: vcpu, start: 500, index: Some(0), proof: Proof::Name };
+    Vm {
+        kind: "qemu".into(),
+        processes: vec![Member { process: Process::nobody(100), start: 400, role: Role::Vmm, threads }],
+        vcpus: Vcpus { threads: vec![vcpu], expected: Some(1), parked: 0 },
+        is_shim: false,
+        containers: Vec::new(),
+        brought_in: None,
+    }
+}
+
+/// The v2 hierarchy with these controllers, mounted at `/c2`; nothing of it stands.
+pub(crate) fn unified(controllers: &[Controller]) -> Rc<Hierarchy> {
+    unified_at(Path::new("/c2"), controllers)
+}
+
+/// The same, mounted elsewhere.
+pub(crate) fn unified_at(mount: &Path, controllers: &[Controller]) -> Rc<Hierarchy> {
+    Rc::new(Hierarchy { version: Version::V2, controllers: controllers.to_vec(), mount: mount.into(), root: "/".into() })
+}
+
+/// A v2 group in a temporary directory that passes these controllers on, with its own threads.
+pub(crate) fn make_v2(mount: &Path, group: &str, subtree: &str, threads: &str) {
+    let dir = mount.join(group);
+    std::fs::create_dir_all(&dir).unwrap();
+    // The root alone has no type.
+    if !group.is_empty() {
+        let kind = if group.ends_with("vcpu") { "threaded\n" } else { "domain\n" };
+        std::fs::write(dir.join("cgroup.type"), kind).unwrap();
+    }
+    let files = [("cgroup.subtree_control", subtree), ("cgroup.threads", threads), ("cgroup.procs", threads)];
+    for (file, text) in files {
+        std::fs::write(dir.join(file), format!("{text}\n")).unwrap();
+    }
+}
+
+/// A site of our own.
+pub(crate) fn site(part: Part, group: GroupPath, levels: Vec<Level>) -> Site {
+    Site { part, group, levels, is_adopted: false, pod: Vec::new(), neighbours: Vec::new() }
 }

@@ -100,6 +100,12 @@ impl Demand {
         Ok(demand)
     }
 
+    /// The same, limited by the pod's own groups alone.
+    #[must_use]
+    pub fn of_the_pod_alone(self) -> Self {
+        Self { cpus_worth: None, cpus: CpuList::default(), mems: CpuList::default(), ..self }
+    }
+
     /// The quota in µs for [`Self::period`]; `None` is without limit.
     pub fn quota(&self) -> Option<u64> {
         self.cpus_worth?.in_period(self.period).map(|quota| quota.max(LEAST_QUOTA))
@@ -166,11 +172,73 @@ mod tests {
         assert_eq!((demand.cpus.to_string(), demand.mems.to_string()), ("0".into(), "0".into()));
     }
 
+    /// What Kata 1.9 made of the same containers (virtcontainers/cgroups.go at 0075bf85ba, `cpuResources` and `validCPUResources`):
+    /// quotas summed as they stand, periods and shares the largest, nothing where that is below 1.
+    fn kata_1_9(containers: &[&str]) -> (Option<u64>, u64, u64) {
+        let all: Vec<LinuxCpu> = containers.iter().map(|json| cpu(json)).collect();
+        let quota: i64 = all.iter().filter_map(LinuxCpu::quota).sum();
+        let period = all.iter().filter_map(LinuxCpu::period).max().unwrap_or(DEFAULT_PERIOD);
+        let shares = all.iter().filter_map(LinuxCpu::shares).max().unwrap_or(DEFAULT_SHARES);
+        (u64::try_from(quota).ok().filter(|quota| *quota > 0), period, shares)
+    }
+
     #[test]
-    fn where_periods_agree_the_sum_is_kata_1_9s() {
-        let both = [r#"{"quota":50000,"period":100000,"shares":512}"#, r#"{"quota":100000,"period":100000,"shares":1024}"#];
-        assert_eq!(limit(&both), (Some(150_000), 100_000));
-        assert_eq!(demand(&both).shares, 1024);
+    fn where_periods_agree_and_all_are_limited_it_is_what_kata_1_9_made_of_it() {
+        let table: [&[&str]; 6] = [
+            &[r#"{"quota":50000,"period":100000,"shares":512}"#],
+            &[r#"{"quota":50000,"period":100000,"shares":512}"#, r#"{"quota":100000,"period":100000,"shares":1024}"#],
+            &[r#"{"quota":1000,"period":50000}"#, r#"{"quota":2000,"period":50000,"shares":2}"#],
+            &[r#"{"quota":33333,"period":100000}"#, r#"{"quota":33333,"period":100000}"#, r#"{"quota":33334,"period":100000}"#],
+            &[r#"{"quota":800000,"period":1000000,"shares":262144}"#, r#"{"quota":1,"period":1000000}"#],
+            &[],
+        ];
+        for containers in table {
+            let demand = demand(containers);
+            let ours = (demand.quota(), demand.period, demand.shares);
+            assert_eq!(ours, kata_1_9(containers), "{containers:?}");
+        }
+    }
+
+    #[test]
+    fn where_kata_1_9_was_wrong_it_is_what_was_asked_for() {
+        type Row<'a> = (&'a [&'a str], (Option<u64>, u64), &'a str);
+        let table: [Row; 6] = [
+            (
+                &[r#"{"quota":50000,"period":50000}"#, r#"{"quota":100000,"period":100000}"#],
+                (Some(200_000), 100_000),
+                "two CPUs, counted as 1.5 because the periods differ",
+            ),
+            (
+                &[r#"{"quota":100000,"period":100000}"#, r#"{"quota":100000,"period":200000}"#],
+                (Some(300_000), 200_000),
+                "1.5 CPUs, counted as one",
+            ),
+            (
+                &[r#"{"quota":100000,"period":100000}"#, r#"{"quota":-1,"period":100000}"#],
+                (None, 100_000),
+                "no limit, counted as 99,999 us",
+            ),
+            (
+                &[r#"{"quota":100000,"period":100000}"#, r#"{"shares":2}"#],
+                (None, 100_000),
+                "a container without a limit, held to the other's",
+            ),
+            (
+                &[r#"{"quota":-1}"#, r#"{"quota":50000,"period":100000}"#, r#"{"quota":-1}"#],
+                (None, 100_000),
+                "the same, counted as 49,998 us",
+            ),
+            (
+                &[r#"{"quota":500,"period":100000}"#],
+                (Some(1000), 100_000),
+                "less than the kernel takes, which left it unlimited",
+            ),
+        ];
+        for (containers, right, what) in table {
+            let (quota, period, _) = kata_1_9(containers);
+            assert_ne!((quota, period), right, "{what}: Kata was right");
+            assert_eq!(limit(containers), right, "{what}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, OsStr};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -20,8 +21,30 @@ use crate::cgroup::mounts::{Hierarchy, Version};
 use crate::error::Error;
 use crate::{foreign, sys};
 
-/// The mark of a group that we made: the id of the sandbox that it was made for.
+/// The attribute that holds a group's mark.
 const MARK: &CStr = c"trusted.kata-cgroup-hook";
+
+/// The mark of a group that we made, as it is written: `SANDBOX STATE-DIR`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    /// The sandbox that it was made for.
+    pub sandbox: String,
+    /// Where the record is that knows it: what one hook made under one configuration is not another's to clean up.
+    pub state_dir: PathBuf,
+}
+
+impl Mark {
+    fn parse(bytes: Vec<u8>) -> Option<Self> {
+        let text = String::from_utf8(bytes).ok()?;
+        // An id has no blank.
+        let (sandbox, dir) = text.split_once(' ').unwrap_or((&text, ""));
+        Some(Self { sandbox: sandbox.to_owned(), state_dir: dir.into() })
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        [self.sandbox.as_bytes(), b" ", self.state_dir.as_os_str().as_bytes()].concat()
+    }
+}
 
 /// No file of a group is longer, in bytes: a list of every thread that a host can have (PID_MAX_LIMIT is 4,194,304).
 const LONGEST: u64 = 64 << 20;
@@ -95,7 +118,7 @@ impl GroupPath {
     }
 
     /// Makes it and puts our mark on it; the group above must stand. EEXIST is for the caller to judge.
-    pub fn create(&self, sandbox: &str) -> Result<Group, Error> {
+    pub fn create(&self, mark: &Mark) -> Result<Group, Error> {
         let failed = |errno| Error::path("create", self.absolute(), errno);
         let parent = self.parent().ok_or_else(|| failed(Errno::EEXIST))?.open()?.ok_or_else(|| failed(Errno::ENOENT))?;
         let name = self.rel.file_name().ok_or_else(|| failed(Errno::EINVAL))?;
@@ -105,8 +128,7 @@ impl GroupPath {
             // What cannot be opened is not left behind either.
             let _ = unlinkat(&parent.dir, name, UnlinkatFlags::RemoveDir);
         })?;
-        // Where the mark cannot be set (no CAP_SYS_ADMIN, a kernel without attributes there) the record alone knows it.
-        let _ = sys::set_xattr(&group.dir, MARK, sandbox.as_bytes());
+        group.set_mark(mark);
         Ok(group)
     }
 
@@ -156,9 +178,15 @@ impl Group {
         fstat(&self.dir).map(|stat| stat.st_ino).map_err(|errno| Error::path("stat", &self.path, errno))
     }
 
-    /// The sandbox that it was made for, if we made it.
-    pub fn mark(&self) -> Option<String> {
-        sys::get_xattr(&self.dir, MARK).ok().and_then(|value| String::from_utf8(value).ok())
+    /// Its mark, if we made it.
+    pub fn mark(&self) -> Option<Mark> {
+        sys::get_xattr(&self.dir, MARK).ok().and_then(Mark::parse)
+    }
+
+    /// Marks it. Where that cannot be done (no CAP_SYS_ADMIN, a kernel without attributes there) the record
+    /// alone knows it.
+    pub fn set_mark(&self, mark: &Mark) {
+        let _ = sys::set_xattr(&self.dir, MARK, &mark.bytes());
     }
 
     /// Reads one of its files, without the line end.
@@ -186,6 +214,14 @@ impl Group {
             Err(error) if error.is_gone() || error.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
             text => Ok(text?.lines().filter_map(|line| line.parse().ok()).collect()),
         }
+    }
+
+    /// The file by which the kernel tells when nobody is left in it and below it; `None` where that is so already.
+    pub fn events_while_populated(&self) -> Option<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = openat(&self.dir, "cgroup.events", flags, Mode::empty()).ok()?;
+        let text = foreign::read_to_end(file.try_clone().ok()?, LONGEST).ok()?;
+        text.split(|byte| *byte == b'\n').any(|line| line == b"populated 1").then_some(file)
     }
 
     /// Opens one of its files for writing, as often as one likes.
@@ -255,19 +291,30 @@ mod tests {
         GroupPath::new(&Rc::new(hierarchy), "")
     }
 
+    fn mark() -> Mark {
+        Mark { sandbox: "sb".into(), state_dir: "/run/state dir".into() }
+    }
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        assert_eq!(Mark::parse(mark().bytes()), Some(mark()));
+        assert_eq!(Mark::parse(b"sb".to_vec()).unwrap().sandbox, "sb");
+        assert_eq!(Mark::parse(vec![0xff]), None);
+    }
+
     #[test]
     fn a_group_is_made_marked_read_written_and_removed_beneath_its_mount() {
         let dir = tempfile::tempdir().unwrap();
         let path = top(dir.path()).child("a");
         assert!(path.open().unwrap().is_none());
-        let group = path.create("sb").unwrap();
-        assert_eq!(path.create("sb").unwrap_err().errno(), Some(Errno::EEXIST));
-        assert!(group.mark().is_none_or(|mark| mark == "sb"));
+        let group = path.create(&mark()).unwrap();
+        assert_eq!(path.create(&mark()).unwrap_err().errno(), Some(Errno::EEXIST));
+        assert!(group.mark().is_none_or(|found| found == mark()));
         std::fs::write(dir.path().join("a/cpu.shares"), "1024\n").unwrap();
         assert_eq!(group.read("cpu.shares").unwrap(), "1024");
         group.write("cpu.shares", "512").unwrap();
         assert_eq!(group.children().unwrap(), Vec::<String>::new());
-        path.child("b").create("sb").unwrap();
+        path.child("b").create(&mark()).unwrap();
         assert_eq!(group.children().unwrap(), ["b"]);
         path.child("b").remove().unwrap();
         std::fs::remove_file(dir.path().join("a/cpu.shares")).unwrap();
@@ -278,7 +325,7 @@ mod tests {
     #[test]
     fn a_missing_file_is_never_created_by_writing() {
         let dir = tempfile::tempdir().unwrap();
-        let group = top(dir.path()).child("a").create("sb").unwrap();
+        let group = top(dir.path()).child("a").create(&mark()).unwrap();
         let error = group.write("cpu.shares", "512").unwrap_err();
         assert_eq!(error.errno(), Some(Errno::ENOENT));
         assert!(!dir.path().join("a/cpu.shares").exists());
@@ -291,7 +338,7 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         symlink(elsewhere.path(), dir.path().join("link")).unwrap();
         assert!(top(dir.path()).child("link").open().is_err());
-        assert!(top(dir.path()).child("link").child("x").create("sb").is_err());
+        assert!(top(dir.path()).child("link").child("x").create(&mark()).is_err());
         assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
 

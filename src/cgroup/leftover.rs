@@ -1,18 +1,19 @@
 //! What of a sandbox still stands, and where what is in it goes when it ends.
 //!
-//! Leftovers go to the group above; where that is ours too and goes as well, to the group they came from if that is known and
-//! stands, else to the nearest above that is not ours. Only what is ours is found here: a name proves nothing.
+//! Leftovers go to the group above; where that is ours too and goes as well, or takes nobody, to the group they came from if
+//! that is known and stands, else to the nearest above that is not ours and takes them. On v2 whole processes leave, and their
+//! vCPU threads with them, as no thread can leave its process's domain. Only what is ours is found here: a name proves nothing.
 
 use crate::cgroup::cpulist::CpuList;
-use crate::cgroup::file;
-use crate::cgroup::group::{GroupPath, locate};
-use crate::cgroup::mounts::Mounts;
-use crate::cgroup::path::SandboxPath;
+use crate::cgroup::group::{Group, GroupPath, locate};
+use crate::cgroup::mounts::{Mounts, Version};
+use crate::cgroup::path::{Domain, SandboxPath, VCPUS};
+use crate::cgroup::settings::Assignment;
 use crate::cgroup::site::{self, Level};
-use crate::cgroup::v1::Assignment;
-use crate::cgroup::{Controller, Part};
+use crate::cgroup::v2::{sites, values};
+use crate::cgroup::{Controller, Part, file, v1};
 use crate::error::Error;
-use crate::record::{Record, RecordedProcess};
+use crate::record::{Record, RecordedGroup, RecordedProcess};
 
 /// What is left of a sandbox in one hierarchy.
 #[derive(Debug, Clone)]
@@ -37,36 +38,90 @@ pub struct Occupied {
     pub homes: Vec<(i32, u64, GroupPath)>,
 }
 
-/// Everything of a sandbox that stands: at its place, and wherever its record says.
-pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Result<Vec<Leftover>, Error> {
-    let mut candidates = path.map_or(Ok(Vec::new()), |path| at_place(path, mounts))?;
+/// Everything of a sandbox that stands: at its place, and wherever its record says. What cannot be looked at is left to the next run,
+/// and why is added to `unseen`; it keeps nothing else from going.
+pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec<Leftover> {
+    let mut candidates = path.map_or_else(Vec::new, |path| at_place(path, mounts, unseen));
     for group in &record.groups {
         let Some(path) = locate(&mounts.hierarchies, &group.path) else { continue };
-        let is_memory = group.controllers.iter().any(|one| one == Controller::Memory.name());
-        let part = if is_memory { Part::Unconstrained } else { Part::Constrained };
+        let part = part_of(group, &path);
         if candidates.iter().all(|(known, _)| *known != path) {
             candidates.push((path, part));
         }
     }
+    // A domain goes after the group within it.
+    candidates.sort_by_key(|(path, part)| path.hierarchy.version == Version::V2 && *part == Part::Unconstrained);
     let mut leftovers = Vec::new();
     for (group, part) in candidates {
-        leftovers.extend(leftover(group, part, record)?);
+        let left = match (group.hierarchy.version, part) {
+            (Version::V2, Part::Constrained) => vcpus_leftover(group, record),
+            _ => leftover(group, part, record),
+        };
+        match left {
+            Ok(left) => leftovers.extend(left),
+            Err(error) => unseen.push(error),
+        }
     }
-    Ok(leftovers)
+    leftovers
+}
+
+/// Which part of a sandbox a recorded group holds, which is at `path`.
+pub fn part_of(group: &RecordedGroup, path: &GroupPath) -> Part {
+    let is_memory = group.controllers.iter().any(|one| one == Controller::Memory.name());
+    let is_whole = match path.hierarchy.version {
+        Version::V1 => is_memory,
+        Version::V2 => !path.rel.ends_with(VCPUS),
+    };
+    if is_whole { Part::Unconstrained } else { Part::Constrained }
 }
 
 /// The groups that a sandbox may have at its place, deepest first.
-fn at_place(path: &SandboxPath, mounts: &Mounts) -> Result<Vec<(GroupPath, Part)>, Error> {
+fn at_place(path: &SandboxPath, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec<(GroupPath, Part)> {
     let mut groups = Vec::new();
-    for (hierarchy, part) in site::parts(mounts) {
+    for (hierarchy, part) in v1::sites::parts(mounts) {
         let group = GroupPath::new(hierarchy, path.v1(part));
-        let child = group.child("vcpu");
-        if part == Part::Constrained && child.open()?.is_some() {
-            groups.push((child, part));
+        let child = group.child(VCPUS);
+        match child.open() {
+            Ok(Some(_)) if part == Part::Constrained => groups.push((child, part)),
+            Ok(_) => {}
+            Err(error) => unseen.push(error),
         }
         groups.push((group, part));
     }
-    Ok(groups)
+    for domain in [Domain::Kata, Domain::Pod] {
+        let domain = mounts.v2().map(|hierarchy| GroupPath::new(hierarchy, path.v2(domain)));
+        groups.extend(
+            domain.into_iter().flat_map(|domain| [(domain.child(VCPUS), Part::Constrained), (domain, Part::Unconstrained)]),
+        );
+    }
+    // A VMM that is the shim stays in a group that carries the container's plain name.
+    groups.extend(mounts.v2().map(|v2| (GroupPath::new(v2, path.unprefixed()).child(VCPUS), Part::Constrained)));
+    groups
+}
+
+/// What is left of the vCPU threads' group on v2. Where the domain goes too, it goes once the threads have left with their processes.
+fn vcpus_leftover(path: GroupPath, record: &Record) -> Result<Option<Leftover>, Error> {
+    let (Some(open), Some(domain)) = (path.open()?, path.parent()) else { return Ok(None) };
+    let level = site::level(&path, record)?;
+    let goes_with_domain = is_of(&site::level(&domain, record)?, record);
+    // Not threaded yet when its maker was killed, it may hold a process, which cannot be emptied out thread by thread.
+    if level.value(file::TYPE) == Some("domain") {
+        let left = if is_of(&level, record) { leftover(path, Part::Unconstrained, record)? } else { None };
+        // What is above it is the domain's to tell.
+        return Ok(left.map(|left| Leftover { prune: Vec::new(), ..left }));
+    }
+    // In a domain of ours a threaded group can hold nothing but the sandbox's own threads, whoever made it.
+    if !goes_with_domain && !is_of(&level, record) {
+        return Ok(None);
+    }
+    // The domain's processes take their vCPU threads along. Emptied by itself, as where the domain cannot be read or emptied this time,
+    // it would leave them in a group without a limit.
+    if goes_with_domain {
+        return Ok(Some(Leftover { group: None, prune: vec![path] }));
+    }
+    let is_occupied = !open.members(path.threads_file())?.is_empty();
+    let group = Occupied { path, is_occupied, target: domain, whole: false, homes: Vec::new() };
+    Ok(Some(Leftover { group: Some(group), prune: Vec::new() }))
 }
 
 /// What is left of the sandbox at `path` and above; nothing where a group stands that is not its own.
@@ -76,12 +131,14 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
     let Some(open) = path.open()? else { return Ok(Some(Leftover { group: None, prune })) };
     let level = site::level(&path, record)?;
     let whole = part == Part::Unconstrained;
-    let is_occupied = !open.members(if whole { "cgroup.procs" } else { path.threads_file() })?.is_empty();
+    let is_occupied = is_occupied(&open, &level, whole)?;
     if !is_of(&level, record) {
         return Ok(None);
     }
     let (mut target, mut homes) = (nearest, Vec::new());
-    if !ours.is_empty() {
+    // The root of v2 takes everybody, and is nobody's place.
+    let is_v2_root = path.hierarchy.version == Version::V2 && target.rel.as_os_str().is_empty();
+    if is_v2_root || path.parent().as_ref() != Some(&target) {
         target = record.vmm().map_or(Ok(None), |vmm| origin(&path, part, vmm, record))?.unwrap_or(target);
         for process in record.processes.iter().filter(|_| whole && is_occupied) {
             let home = origin(&path, part, process, record)?.filter(|home| *home != target);
@@ -89,6 +146,13 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
         }
     }
     Ok(Some(Leftover { group: Some(Occupied { path, is_occupied, target, whole, homes }), prune }))
+}
+
+/// Whether anybody is in a group. One on v2 that is no domain holds no process, and its list of them cannot be read.
+fn is_occupied(group: &Group, level: &Level, whole: bool) -> Result<bool, Error> {
+    let is_none = level.value(file::TYPE).is_some_and(|kind| kind == "domain invalid");
+    let list = if whole { "cgroup.procs" } else { level.path.threads_file() };
+    Ok(!is_none && !group.members(list)?.is_empty())
 }
 
 /// The unbroken run of groups above that are ours, and the nearest above that is not and takes threads. Where one does not stand
@@ -145,17 +209,27 @@ fn is_ours(level: &Level) -> bool {
     level.standing.as_ref().is_some_and(|standing| standing.is_ours)
 }
 
-/// Whether threads can be moved there: a v1 cpuset must not be empty.
+/// Whether threads can be moved there: a v1 cpuset must not be empty, and a v2 group that passes controllers on holds no process,
+/// unless it is the root (cgroup-v2.rst, "No Internal Process Constraint").
 fn takes_threads(level: &Level) -> bool {
-    let Some(standing) = &level.standing else { return false };
-    let is_filled = |text: &String| text.parse::<CpuList>().is_ok_and(|list| !list.is_empty());
-    [file::CPUS, file::MEMS].iter().all(|file| standing.values.get(file).is_none_or(is_filled))
+    if level.standing.is_none() {
+        return false;
+    }
+    match level.path.hierarchy.version {
+        Version::V1 => {
+            let is_filled = |text: &str| text.parse::<CpuList>().is_ok_and(|list| !list.is_empty());
+            [file::CPUS, file::MEMS].iter().all(|file| level.value(file).is_none_or(is_filled))
+        }
+        Version::V2 => {
+            let is_plain = level.value(file::SUBTREE) == Some("") && level.value(file::TYPE) == Some("domain");
+            is_plain || level.is_v2_root()
+        }
+    }
 }
 
 /// Where a process came from, if that is known and still stands outside of what we made.
 fn origin(group: &GroupPath, part: Part, process: &RecordedProcess, record: &Record) -> Result<Option<GroupPath>, Error> {
-    let mut controllers = group.hierarchy.controllers.iter().filter(|one| one.part() == part);
-    let from = controllers.find_map(|one| process.from.get(one.name()));
+    let from = group.hierarchy.controllers_of(part).find_map(|one| process.from.get(one.name()));
     let Some(from) = from.and_then(|path| group.hierarchy.below_mount(path)) else { return Ok(None) };
     let from = GroupPath::new(&group.hierarchy, from);
     let level = site::level(&from, record)?;
@@ -170,22 +244,54 @@ pub fn restorations(record: &Record, mounts: &Mounts) -> Result<Vec<Assignment>,
             continue;
         };
         let Some(open) = group.open()? else { continue };
-        let mut is_quota_cleared = false;
-        for file in group.hierarchy.controllers.iter().flat_map(|one| file::of(*one)).copied() {
-            let Some(value) = adopted.values.get(file).filter(|value| !value.is_empty()) else { continue };
+        if open.inode()? != adopted.inode {
+            continue;
+        }
+        let mut is_shorter = false;
+        let mut of_group: Vec<Assignment> = Vec::new();
+        for file in file::of(&group.hierarchy) {
+            let Some(value) = adopted.values.get(file) else { continue };
             let Some(present) = open.read_if_there(file)? else { continue };
-            if present == *value && !(file == file::QUOTA && is_quota_cleared) {
+            if present == *value {
                 continue;
             }
-            // A quota may stand in the way of the period that belongs to the older one.
             if file == file::PERIOD {
-                steps.push((group.clone(), file::QUOTA, "-1".to_owned()));
-                is_quota_cleared = true;
+                is_shorter =
+                    matches!((value.parse::<u64>(), present.parse::<u64>()), (Ok(value), Ok(present)) if value < present);
             }
-            steps.push((group.clone(), file, value.clone()));
+            let value = file::restoring(file, value, &given(file, present));
+            of_group.extend(value.map(|value| (group.clone(), file, value)));
         }
+        // Never looser in between than before or after, as when they were set: a longer period goes first, a shorter one last.
+        of_group.sort_by_key(|(_, file, _)| is_shorter && *file == file::PERIOD);
+        steps.extend(of_group);
     }
     Ok(steps)
+}
+
+/// What we may have written into an adopted group's file, now that it reads `present`.
+fn given(file: &str, present: String) -> String {
+    if file == file::SUBTREE { values::passed_on_by_a_domain() } else { present }
+}
+
+/// What /kata is to weigh once these are gone: as much as the groups that stay in it together.
+pub fn weight_of_kata(leftovers: &[Leftover], record: &Record) -> Result<Vec<Assignment>, Error> {
+    let mut assignments = Vec::new();
+    for left in leftovers {
+        let domain = left.group.iter().map(|group| &group.path).filter(|path| path.hierarchy.version == Version::V2);
+        let Some(first) = domain.chain(&left.prune).find(|path| path.parent().is_some_and(|above| sites::is_kata(&above)))
+        else {
+            continue;
+        };
+        let Some(kata) = first.parent().filter(|kata| !left.prune.contains(kata)) else { continue };
+        let level = site::level(&kata, record)?;
+        let staying = sites::weights_in(&kata, |name| first.rel.ends_with(name))?;
+        let weight = values::together(0, &staying).to_string();
+        if is_ours(&level) && !staying.is_empty() && level.value(file::WEIGHT).is_some_and(|present| present != weight) {
+            assignments.push((kata, file::WEIGHT, weight));
+        }
+    }
+    Ok(assignments)
 }
 
 #[cfg(test)]
@@ -229,7 +335,7 @@ mod tests {
             if is_ours {
                 let (controller, _) = group.split_once('/').unwrap();
                 let inode = std::fs::metadata(&path).unwrap().ino();
-                let is_own = group.ends_with("kata_x") || group.ends_with("vcpu");
+                let is_own = group.ends_with("kata_x") || group.ends_with(VCPUS);
                 let list = if is_own { &mut self.record.groups } else { &mut self.record.parents };
                 list.push(RecordedGroup { path, controllers: vec![controller.into()], inode });
             }
@@ -245,7 +351,7 @@ mod tests {
                 format!("{own} - {}", left.prune.iter().map(name).collect::<Vec<_>>().join(" "))
             };
             let path = SandboxPath::recorded("pod/kata_x").unwrap();
-            let left = of(&self.record, Some(&path), &self.mounts).unwrap();
+            let left = of(&self.record, Some(&path), &self.mounts, &mut Vec::new());
             left.iter().filter(|left| left.group.is_some() || !left.prune.is_empty()).map(line).collect()
         }
     }
@@ -287,7 +393,7 @@ mod tests {
         host.record.processes = vec![process(1, "vmm", "/engine"), process(2, "helper", "/other")];
         assert_eq!(host.left(), ["memory/kata/pod/kata_x+ > memory/engine - memory/kata/pod memory/kata"]);
         let path = SandboxPath::recorded("pod/kata_x").unwrap();
-        let left = of(&host.record, Some(&path), &host.mounts).unwrap();
+        let left = of(&host.record, Some(&path), &host.mounts, &mut Vec::new());
         let homes = &left.iter().find_map(|left| left.group.as_ref()).unwrap().homes;
         assert_eq!(
             homes.iter().map(|(pid, start, home)| (*pid, *start, home.rel.clone())).collect::<Vec<_>>(),
@@ -355,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn adopted_groups_get_back_what_differs_the_quota_out_of_the_periods_way_first() {
+    fn adopted_groups_get_back_what_differs_and_have_no_more_in_between() {
         let mut host = Host::new();
         host.make("cpu/kata_x", "", false);
         let write = |file: &str, value: &str| std::fs::write(host.dir.path().join("cpu/kata_x").join(file), value).unwrap();
@@ -364,14 +470,179 @@ mod tests {
         write("cpu.cfs_quota_us", "50000\n");
         let values = [("cpu.shares", "512"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "70000")];
         let values = values.iter().map(|(file, value)| ((*file).to_owned(), (*value).to_owned())).collect();
-        host.record.adopted.push(Adopted { path: host.dir.path().join("cpu/kata_x"), values });
-        let steps: Vec<_> =
-            restorations(&host.record, &host.mounts).unwrap().into_iter().map(|(_, file, value)| (file, value)).collect();
-        let expected = [("cpu.cfs_quota_us", "-1"), ("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "70000")];
-        assert_eq!(steps, expected.map(|(file, value)| (file, value.to_owned())));
-        // A quota that is right already comes back after the period all the same.
+        host.record.adopted.push(adopted(host.dir.path().join("cpu/kata_x"), values));
+        let steps = |host: &Host| -> Vec<(&str, String)> {
+            restorations(&host.record, &host.mounts).unwrap().into_iter().map(|(_, file, value)| (file, value)).collect()
+        };
+        let (period, quota) = (("cpu.cfs_period_us", "100000".to_owned()), ("cpu.cfs_quota_us", "70000".to_owned()));
+        assert_eq!(steps(&host), [period.clone(), quota.clone()]);
+        write("cpu.cfs_period_us", "200000\n");
+        assert_eq!(steps(&host), [quota, period.clone()]);
+        // What a run that was killed had given back already.
         write("cpu.cfs_quota_us", "70000\n");
-        let again: Vec<_> = restorations(&host.record, &host.mounts).unwrap().into_iter().map(|step| step.2).collect();
-        assert_eq!(again, ["-1", "100000", "70000"]);
+        assert_eq!(steps(&host), [period]);
+        host.record.adopted[0].inode += 1;
+        assert_eq!(restorations(&host.record, &host.mounts).unwrap(), [], "another group by the same name");
+    }
+
+    fn adopted(path: std::path::PathBuf, values: BTreeMap<String, String>) -> Adopted {
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        Adopted { path, inode, values }
+    }
+
+    /// A v2 host with a sandbox placed below /kata: the domain passes on what the vCPU threads' group has.
+    struct Unified {
+        dir: tempfile::TempDir,
+        mounts: Mounts,
+        record: Record,
+    }
+
+    impl Unified {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            testing::make_v2(dir.path(), "", "cpu cpuset memory", "");
+            let all = [Controller::Cpu, Controller::Cpuset, Controller::Memory];
+            let mounts = Mounts { hierarchies: vec![testing::unified_at(dir.path(), &all)], ..Mounts::default() };
+            Self { dir, mounts, record: Record::new("sb") }
+        }
+
+        fn make(&mut self, group: &str, subtree: &str, threads: &str, is_ours: bool) {
+            testing::make_v2(self.dir.path(), group, subtree, threads);
+            if is_ours {
+                let path = self.dir.path().join(group);
+                let inode = std::fs::metadata(&path).unwrap().ino();
+                let is_own = group.ends_with("kata_x") || group.ends_with(VCPUS);
+                let list = if is_own { &mut self.record.groups } else { &mut self.record.parents };
+                list.push(RecordedGroup { path, controllers: vec!["cpu".into()], inode });
+            }
+        }
+
+        fn weigh(&self, group: &str, weight: u64) {
+            std::fs::write(self.dir.path().join(group).join("cpu.weight"), format!("{weight}\n")).unwrap();
+        }
+
+        /// A sandbox with `apart` before its place: "kata/" or nothing.
+        fn place(&mut self, apart: &str, is_domain_ours: bool) {
+            self.make(&format!("{apart}pod/kata_x"), "cpu cpuset", "7\n9", is_domain_ours);
+            self.make(&format!("{apart}pod/kata_x/vcpu"), "", "8", true);
+        }
+
+        fn leftovers(&self) -> Vec<Leftover> {
+            of(&self.record, SandboxPath::recorded("pod/kata_x").as_ref(), &self.mounts, &mut Vec::new())
+        }
+
+        fn name(&self, group: &GroupPath) -> String {
+            group.absolute().strip_prefix(self.dir.path()).unwrap().display().to_string()
+        }
+
+        /// Each leftover as "group(+ if occupied) > target - pruned".
+        fn left(&self) -> Vec<String> {
+            let line = |left: &Leftover| {
+                let Some(own) = left.group.as_ref() else {
+                    return left.prune.first().map(|group| self.name(group));
+                };
+                let (group, target) = (self.name(&own.path), self.name(&own.target));
+                let prune: Vec<String> = left.prune.iter().map(|path| self.name(path)).collect();
+                Some(format!("{group}{} > {target} - {}", if own.is_occupied { "+" } else { "" }, prune.join(" ")))
+            };
+            self.leftovers().iter().filter_map(line).collect()
+        }
+    }
+
+    #[test]
+    fn on_v2_whole_processes_leave_the_domain_and_the_group_in_it_goes_first() {
+        let mut host = Unified::new();
+        host.make("kata", "cpu cpuset memory", "", true);
+        host.make("kata/pod", "cpu cpuset memory", "", true);
+        host.place("kata/", true);
+        let vcpus = "kata/pod/kata_x/vcpu";
+        assert_eq!(host.left(), [vcpus, "kata/pod/kata_x+ >  - kata/pod kata"]);
+        host.make("engine", "", "1", false);
+        let from = BTreeMap::from([("cpu".to_owned(), "/engine".into())]);
+        host.record.processes.push(RecordedProcess { pid: 7, start: 1, role: "vmm".into(), from });
+        assert_eq!(host.left(), [vcpus, "kata/pod/kata_x+ > engine - kata/pod kata"]);
+    }
+
+    #[test]
+    fn on_v2_a_group_that_passes_controllers_on_takes_nobody() {
+        let mut host = Unified::new();
+        host.make("pod", "cpu cpuset memory", "", false);
+        host.place("", true);
+        assert_eq!(host.left()[1], "pod/kata_x+ >  - ");
+        // Where they came from is better than the root.
+        host.make("engine", "", "1", false);
+        let from = BTreeMap::from([("memory".to_owned(), "/engine".into())]);
+        host.record.processes.push(RecordedProcess { pid: 7, start: 1, role: "vmm".into(), from });
+        assert_eq!(host.left()[1], "pod/kata_x+ > engine - ");
+        host.make("engine", "cpu", "", false);
+        assert_eq!(host.left()[1], "pod/kata_x+ >  - ", "which takes nobody either by now");
+        host.make("pod", "", "", false);
+        assert_eq!(host.left()[1], "pod/kata_x+ > pod - ");
+    }
+
+    #[test]
+    fn on_v2_who_came_from_elsewhere_does_not_end_in_the_root() {
+        let mut host = Unified::new();
+        host.make("kata_x", "cpu cpuset", "7\n9", true);
+        host.make("kata_x/vcpu", "", "8", true);
+        host.make("engine", "", "1", false);
+        let from = BTreeMap::from([("cpu".to_owned(), "/engine".into())]);
+        host.record.processes.push(RecordedProcess { pid: 7, start: 1, role: "vmm".into(), from });
+        let left = of(&host.record, SandboxPath::recorded("kata_x").as_ref(), &host.mounts, &mut Vec::new());
+        let domain = left.iter().filter_map(|left| left.group.as_ref()).find(|group| group.whole).unwrap();
+        assert_eq!(host.name(&domain.target), "engine");
+    }
+
+    #[test]
+    fn on_v2_a_threaded_group_in_a_domain_of_ours_goes_with_it_whoever_made_it() {
+        let mut host = Unified::new();
+        host.make("pod", "", "", false);
+        host.make("pod/kata_x", "cpu cpuset", "7\n9", true);
+        host.make("pod/kata_x/vcpu", "", "8", false);
+        assert_eq!(host.left(), ["pod/kata_x/vcpu", "pod/kata_x+ > pod - "]);
+    }
+
+    #[test]
+    fn on_v2_a_group_of_the_vcpus_that_is_not_threaded_yet_leaves_what_is_above_to_the_domain() {
+        let mut host = Unified::new();
+        host.make("kata", "cpu cpuset memory", "", true);
+        host.make("kata/pod", "cpu cpuset memory", "", true);
+        host.place("kata/", true);
+        std::fs::write(host.dir.path().join("kata/pod/kata_x/vcpu/cgroup.type"), "domain\n").unwrap();
+        let pruned: Vec<usize> = host.leftovers().iter().map(|left| left.prune.len()).filter(|count| *count > 0).collect();
+        assert_eq!(pruned, [2], "kata/pod and kata, told once");
+    }
+
+    #[test]
+    fn on_v2_threads_in_a_domain_of_katas_stay_with_their_process_and_the_domain_is_given_back() {
+        let mut host = Unified::new();
+        host.make("pod", "cpu cpuset memory", "", false);
+        host.place("", false);
+        host.weigh("pod/kata_x", 150);
+        assert_eq!(host.left(), ["pod/kata_x/vcpu+ > pod/kata_x - "]);
+        let values = [(file::SUBTREE, ""), (file::WEIGHT, "77"), (file::TYPE, "domain")];
+        let values = values.iter().map(|(file, value)| ((*file).to_owned(), (*value).to_owned())).collect();
+        host.record.adopted.push(adopted(host.dir.path().join("pod/kata_x"), values));
+        let given_back: Vec<_> =
+            restorations(&host.record, &host.mounts).unwrap().into_iter().map(|(_, file, value)| (file, value)).collect();
+        assert_eq!(given_back, [(file::SUBTREE, "-cpu -cpuset".to_owned()), (file::WEIGHT, "77".to_owned())]);
+    }
+
+    #[test]
+    fn kata_weighs_less_once_one_sandbox_has_gone() {
+        let mut host = Unified::new();
+        host.make("kata", "cpu cpuset memory", "", true);
+        host.make("kata/pod", "cpu cpuset memory", "", true);
+        host.place("kata/", true);
+        let weight = |host: &Unified| {
+            weight_of_kata(&host.leftovers(), &host.record).unwrap().into_iter().map(|(_, _, value)| value).next()
+        };
+        host.weigh("kata", 189);
+        assert_eq!(weight(&host), None, "nothing stays in it, and it goes itself");
+        host.make("kata/other", "cpu cpuset memory", "", false);
+        host.weigh("kata/other", 150);
+        assert_eq!(weight(&host).as_deref(), Some("150"));
+        host.make("kata/pod/second", "", "3", false);
+        assert_eq!(weight(&host), None, "what the sandbox was in stays");
     }
 }

@@ -13,14 +13,16 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
+use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{major, minor, stat};
 
-use crate::cgroup::Controller;
+use crate::cgroup::{Controller, Part};
 use crate::error::Error;
-use crate::proc::Proc;
+use crate::foreign;
+use crate::proc::{Membership, Proc};
 
 /// Which interface a hierarchy has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +49,33 @@ impl Hierarchy {
         self.controllers.contains(&controller)
     }
 
+    /// Whether it carries anything that is to act on the vCPU threads.
+    pub fn can_hold_vcpus(&self) -> bool {
+        self.controllers.iter().any(|one| one.part() == Part::Constrained)
+    }
+
     /// The path below the mount point of what the kernel calls `path` in /proc/PID/cgroup; `None` if it is not below the
     /// directory that is mounted.
     pub fn below_mount<'a>(&self, path: &'a Path) -> Option<&'a Path> {
-        path.strip_prefix(&self.root).ok()
+        let below = path.strip_prefix(&self.root).ok()?;
+        // What lies outside of our cgroup namespace is shown by way of its root (cgroup_namespaces(7)).
+        below.components().all(|part| matches!(part, Component::Normal(_))).then_some(below)
+    }
+
+    /// Where somebody who is in `groups` is in it, below the mount point.
+    pub fn place_in<'a>(&self, groups: &'a Membership) -> Option<&'a Path> {
+        let path = match self.version {
+            Version::V1 => groups.v1(self.controllers.first()?.name()),
+            Version::V2 => groups.v2(),
+        };
+        self.below_mount(path?)
+    }
+
+    /// The controllers that act on the group of `part`. On v2 those of the processes act on the vCPU threads too, which are
+    /// in a group within theirs.
+    pub fn controllers_of(&self, part: Part) -> impl Iterator<Item = Controller> {
+        let is_domain = self.version == Version::V2 && part == Part::Unconstrained;
+        self.controllers.iter().copied().filter(move |one| is_domain || one.part() == part)
     }
 }
 
@@ -60,6 +85,8 @@ pub struct Mounts {
     pub hierarchies: Vec<Rc<Hierarchy>>,
     /// Where debugfs is mounted, if it is.
     pub debugfs: Option<PathBuf>,
+    /// Whether v2 is mounted with favordynmods, so that moves between groups wait for nobody.
+    pub favours_moves: bool,
 }
 
 impl Mounts {
@@ -67,21 +94,30 @@ impl Mounts {
     pub fn read(proc: &Proc) -> Result<Self, Error> {
         let table = proc.mountinfo().map_err(|errno| Error::path("read", proc.mountinfo_path(), errno))?;
         let lines: Vec<Line> = table.split(|byte| *byte == b'\n').filter_map(Line::parse).filter(Line::is_visible).collect();
-        Ok(Self::of(&topmost(&lines)))
+        let mut lines = widest_of_v2(topmost(&lines));
+        let favours_moves = lines.iter().any(Line::favours_moves);
+        lines.iter_mut().try_for_each(Line::read_controllers)?;
+        Ok(Self { favours_moves, ..Self::of(&lines) })
     }
 
-    /// The hierarchy that carries `controller`.
+    /// The hierarchy that carries `controller`. v2 has no cpuacct: there every group counts the CPU time of what is in it.
     pub fn of_controller(&self, controller: Controller) -> Option<&Rc<Hierarchy>> {
-        self.hierarchies.iter().find(|hierarchy| hierarchy.carries(controller))
+        let carrying = |controller| self.hierarchies.iter().find(|hierarchy| hierarchy.carries(controller));
+        let counting = || carrying(Controller::Cpu).filter(|cpu| cpu.version == Version::V2);
+        carrying(controller).or_else(|| counting().filter(|_| controller == Controller::Cpuacct))
+    }
+
+    /// The v2 hierarchy, if it has controllers of ours.
+    pub fn v2(&self) -> Option<&Rc<Hierarchy>> {
+        self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2)
     }
 
     fn of(lines: &[Line]) -> Self {
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
         for controller in Controller::ALL {
-            let carries = |line: &&Line| match line.kind.as_slice() {
-                b"cgroup" => line.options.iter().any(|option| option == controller.name().as_bytes()),
-                b"cgroup2" => line.v2_controllers().iter().any(|name| name == controller.name()),
-                _ => false,
+            let carries = |line: &&Line| {
+                let is_cgroup = line.kind == b"cgroup" || line.kind == b"cgroup2";
+                is_cgroup && line.options.iter().any(|option| option == controller.name().as_bytes())
             };
             // Of several mounts of a hierarchy the one that shows most of it: the shortest root, the first of those.
             let Some(line) = lines.iter().filter(carries).min_by_key(|line| line.root.components().count()) else {
@@ -98,7 +134,8 @@ impl Mounts {
             }
         }
         let debugfs = lines.iter().find(|line| line.kind == b"debugfs" && line.root == Path::new("/"));
-        Self { hierarchies: hierarchies.into_iter().map(Rc::new).collect(), debugfs: debugfs.map(|line| line.mount.clone()) }
+        let hierarchies = hierarchies.into_iter().map(Rc::new).collect();
+        Self { hierarchies, debugfs: debugfs.map(|line| line.mount.clone()), favours_moves: false }
     }
 }
 
@@ -108,6 +145,15 @@ fn topmost(lines: &[Line]) -> Vec<Line> {
     lines.iter().enumerate().filter(|(index, line)| is_last(*index, line)).map(|(_, line)| line.clone()).collect()
 }
 
+/// v2 is one hierarchy however often it is mounted: of its mounts the one that shows most of it, the first of those. The others
+/// are not looked into, as what is bind-mounted may be a group that is gone, and has no files any more.
+fn widest_of_v2(mut lines: Vec<Line>) -> Vec<Line> {
+    let is_v2 = |line: &Line| line.kind == b"cgroup2";
+    let widest = lines.iter().filter(|line| is_v2(line)).min_by_key(|line| line.root.components().count()).cloned();
+    lines.retain(|line| !is_v2(line) || Some(line) == widest.as_ref());
+    lines
+}
+
 /// A line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
@@ -115,7 +161,7 @@ struct Line {
     root: PathBuf,
     mount: PathBuf,
     kind: Vec<u8>,
-    /// The file system's own options, of which v1's controllers are some.
+    /// The file system's own options, of which v1's controllers are some; of v2 its controllers alone, once they are read.
     options: Vec<Vec<u8>>,
 }
 
@@ -138,10 +184,19 @@ impl Line {
         is_needed && stat(&self.mount).is_ok_and(|stat| (major(stat.st_dev), minor(stat.st_dev)) == self.device)
     }
 
-    /// The controllers that v2 has at its root: those that are bound to no v1 hierarchy (cgroups(7)).
-    fn v2_controllers(&self) -> Vec<String> {
-        let text = std::fs::read_to_string(self.mount.join("cgroup.controllers")).unwrap_or_default();
-        text.split_whitespace().map(str::to_owned).collect()
+    /// Whether it is v2's and says favordynmods (Linux 6.0).
+    fn favours_moves(&self) -> bool {
+        self.kind == b"cgroup2" && self.options.iter().any(|option| option == b"favordynmods")
+    }
+
+    /// v2's controllers are no options of its mount: those that are bound to no v1 hierarchy (cgroups(7)), its top names.
+    fn read_controllers(&mut self) -> Result<(), Error> {
+        if self.kind == b"cgroup2" {
+            let file = self.mount.join("cgroup.controllers");
+            let (text, _) = foreign::read_file(AT_FDCWD, &file, 1 << 20).map_err(|errno| Error::path("read", &file, errno))?;
+            self.options = text.split(u8::is_ascii_whitespace).map(<[u8]>::to_vec).collect();
+        }
+        Ok(())
     }
 }
 
@@ -237,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_of_a_group_that_is_gone_is_not_looked_into_where_another_shows_more() {
+        let table = "1 2 0:3 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n\
+                     2 1 0:3 /gone /build/cgroup rw - cgroup2 cgroup2 rw\n\
+                     3 1 0:4 / /c rw - cgroup cgroup rw,cpu";
+        let lines = widest_of_v2(table.lines().filter_map(|line| Line::parse(line.as_bytes())).collect());
+        let mounted: Vec<&Path> = lines.iter().map(|line| line.mount.as_path()).collect();
+        assert_eq!(mounted, [Path::new("/sys/fs/cgroup"), Path::new("/c")]);
+    }
+
+    #[test]
     fn malformed_lines_are_passed_over_and_nothing_is_nothing() {
         let malformed = "\n1\n1 2 0:3 / /c rw cgroup cgroup rw,cpu\n1 2 03 / /c rw - cgroup cgroup rw,cpu\n\
             1 2 0:3 / /c rw -\n1 2 0:3 / /c rw - cgroup\n1 2 0:3 / /c rw - cgroup cgroup\n1 2 0:3 / c rw - cgroup cgroup rw,cpu";
@@ -257,12 +322,26 @@ mod tests {
     }
 
     #[test]
+    fn favordynmods_counts_on_v2_alone() {
+        let favours = |text: &str| Line::parse(text.as_bytes()).unwrap().favours_moves();
+        assert!(favours("1 2 0:3 / /c rw - cgroup2 cgroup2 rw,nsdelegate,favordynmods"));
+        assert!(!favours("1 2 0:3 / /c rw - cgroup2 cgroup2 rw,nsdelegate"));
+        assert!(!favours("1 2 0:3 / /c rw - cgroup cgroup rw,cpu,favordynmods"));
+    }
+
+    #[test]
     fn on_v2_the_controllers_are_those_that_its_root_offers() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io\n").unwrap();
-        let mounts = mounts(&format!("1 2 0:3 / {} rw - cgroup2 cgroup2 rw,nsdelegate", dir.path().display()));
+        let line = format!("1 2 0:3 / {} rw - cgroup2 cgroup2 rw,nsdelegate", dir.path().display());
+        let mut line = Line::parse(line.as_bytes()).unwrap();
+        line.read_controllers().unwrap();
+        let mounts = Mounts::of(&[line.clone()]);
         assert_eq!(mounts.hierarchies[0].version, Version::V2);
         assert_eq!(mounts.hierarchies[0].controllers, [Controller::Cpu, Controller::Cpuset]);
+        std::fs::remove_file(dir.path().join("cgroup.controllers")).unwrap();
+        let error = line.read_controllers().unwrap_err().to_string();
+        assert!(error.contains("cgroup.controllers: ENOENT"), "not that there are none: {error}");
     }
 
     mod properties {

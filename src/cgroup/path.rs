@@ -6,6 +6,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use serde::Deserialize;
+
 use crate::cgroup::Part;
 use crate::error::Error;
 use crate::oci::sandbox::{Role, Sandbox};
@@ -13,6 +15,30 @@ use crate::oci::sandbox::{Role, Sandbox};
 /// A sandbox's place in the hierarchies: a relative path of plain names, the last with the `kata_` prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SandboxPath(PathBuf);
+
+/// The name of the vCPU threads' group within another.
+pub const VCPUS: &str = "vcpu";
+
+/// Where a sandbox's domain lies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Domain {
+    /// Below /kata: the pod's memory limit does not count the VMM.
+    #[default]
+    Kata,
+    /// Within the pod's own group.
+    Pod,
+}
+
+impl Domain {
+    /// Both, this one first.
+    pub fn and_other(self) -> [Self; 2] {
+        match self {
+            Self::Kata => [Self::Kata, Self::Pod],
+            Self::Pod => [Self::Pod, Self::Kata],
+        }
+    }
+}
 
 /// What engines put before a container's id in its group's name.
 const ENGINE_PREFIXES: [&str; 4] = ["crio-", "cri-containerd-", "libpod-", "docker-"];
@@ -22,6 +48,10 @@ const LONGEST_NAME: usize = 255;
 
 /// The longest place: what PATH_MAX leaves below a mount point, with room for a file's name.
 const LONGEST_PLACE: usize = 3800;
+
+/// The most groups within each other. The kernel has no limit of its own (cgroup.max.depth), but every group is looked at with all
+/// above it, which no run has the time for with hundreds. Kubernetes in a container of Kubernetes' has some fifteen.
+const DEEPEST: usize = 64;
 
 impl SandboxPath {
     /// The place that `cgroups_path` gives `sandbox`.
@@ -58,6 +88,25 @@ impl SandboxPath {
         }
     }
 
+    /// The path below the v2 mount point of the domain that holds the processes, and the vCPU threads in a group of its own.
+    pub fn v2(&self, domain: Domain) -> PathBuf {
+        match domain {
+            Domain::Kata => Path::new("kata").join(&self.0),
+            Domain::Pod => self.0.clone(),
+        }
+    }
+
+    /// The directory that cgroupsPath lies in, below any mount point.
+    pub fn pod(&self) -> &Path {
+        self.0.parent().unwrap_or(Path::new(""))
+    }
+
+    /// The path without the `kata_` prefix, which Kata's Rust runtime does not put there.
+    pub fn unprefixed(&self) -> PathBuf {
+        let name = self.0.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.pod().join(name.strip_prefix("kata_").unwrap_or(name))
+    }
+
     /// The path as text, for the record.
     pub fn as_text(&self) -> String {
         self.0.to_string_lossy().into_owned()
@@ -76,7 +125,11 @@ impl SandboxPath {
                 _ => Some("leaves the cgroup mount"),
             });
         }
-        if self.0.as_os_str().len() > LONGEST_PLACE { Some("longer than a path can be") } else { why }
+        match self.0.components().count() {
+            _ if self.0.as_os_str().len() > LONGEST_PLACE => Some("longer than a path can be"),
+            depth if depth >= DEEPEST => Some("more than 64 groups deep"),
+            _ => why,
+        }
     }
 }
 
@@ -242,9 +295,11 @@ mod tests {
         assert!(of(Role::Single, &format!("/{}", "x".repeat(251))).unwrap_err().contains("longer than a file name"));
         assert!(of(Role::Single, &format!("/{}", "x".repeat(250))).is_ok());
         // "kata_" is put before the last part, and the first slash is not counted.
-        let place = |length: usize| format!("{}/{}", "/xxx".repeat(900), "y".repeat(length - 3600 - 5));
+        let place = |length: usize| format!("{}/{}", format!("/{}", "x".repeat(239)).repeat(15), "y".repeat(length - 3600 - 5));
         assert_eq!(of(Role::Single, &place(LONGEST_PLACE)).unwrap().len(), LONGEST_PLACE);
         assert!(of(Role::Single, &place(LONGEST_PLACE + 1)).unwrap_err().contains("longer than a path"));
+        assert!(of(Role::Single, &"/x".repeat(DEEPEST - 1)).is_ok());
+        assert!(of(Role::Single, &"/x".repeat(DEEPEST)).unwrap_err().contains("groups deep"));
     }
 
     #[test]
@@ -252,6 +307,15 @@ mod tests {
         let path = SandboxPath::recorded("a/kata_b").unwrap();
         assert_eq!(path.v1(Part::Constrained), Path::new("a/kata_b"));
         assert_eq!(path.v1(Part::Unconstrained), Path::new("kata/a/kata_b"));
+    }
+
+    #[test]
+    fn on_v2_the_domain_lies_below_kata_or_within_the_pod() {
+        let path = SandboxPath::recorded("a/kata_b").unwrap();
+        assert_eq!(path.v2(Domain::Kata), Path::new("kata/a/kata_b"));
+        assert_eq!(path.v2(Domain::Pod), Path::new("a/kata_b"));
+        assert_eq!((path.pod(), path.unprefixed()), (Path::new("a"), "a/b".into()));
+        assert_eq!(SandboxPath::recorded("kata_b").unwrap().pod(), Path::new(""));
     }
 
     #[test]

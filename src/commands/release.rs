@@ -4,18 +4,20 @@
 //! limits stay, since a crash loop must not free the guest. The end is the poststop of the sandbox itself or of a single
 //! container, or the VMM's death. Nothing is ever killed: what still lives is moved out and named.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use crate::apply::{Apply, Done};
+use crate::cgroup::group::{GroupPath, locate};
 use crate::cgroup::leftover;
-use crate::cgroup::mounts::Mounts;
-use crate::cgroup::path::SandboxPath;
+use crate::cgroup::mounts::{Mounts, Version};
+use crate::cgroup::path::{Domain, SandboxPath, VCPUS};
 use crate::cli::Stage;
 use crate::commands::settle::{Change, settle};
 use crate::commands::subject::Subject;
-use crate::commands::{Run, bookkeeping, vm};
+use crate::commands::{Run, bookkeeping, containers, vm};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::log::{Outcome, Report};
@@ -23,6 +25,7 @@ use crate::oci::bundle::Bundle;
 use crate::oci::sandbox::Role;
 use crate::plan::{self, Plan};
 use crate::record::{Progress, Record, Store};
+use crate::vmm::Vm;
 
 /// How often it is looked again for what has become empty meanwhile.
 const MOST_ROUNDS: usize = 8;
@@ -30,7 +33,7 @@ const MOST_ROUNDS: usize = 8;
 /// Handles the end of `subject`'s container.
 pub(super) fn run(run: &mut Run, subject: &Subject, bundle: Option<&Bundle>) -> Result<(), Error> {
     let id = &subject.sandbox.id;
-    if !run.changes() {
+    if !run.may_change {
         let known = Store::peek(&run.config.state_dir, run.host.owner, id)?;
         return handle(run, subject, bundle, &known, None);
     }
@@ -49,8 +52,10 @@ fn handle(
     known: &Record,
     store: Option<&Store>,
 ) -> Result<(), Error> {
-    if subject.sandbox.role == Role::Workload && is_vmm_alive(run, subject, known)? {
-        return forget_container(run, subject, known, store);
+    if subject.sandbox.role == Role::Workload {
+        if let Some(vm) = living_vm(run, subject, known)? {
+            return forget_container(run, subject, known, vm, store);
+        }
     }
     // The recorded place, or what config.json says.
     let derived = || SandboxPath::derive(&bundle?.cgroups_path, &subject.sandbox).ok();
@@ -58,22 +63,35 @@ fn handle(
     end(run, &mut known.clone(), path.as_ref(), store)
 }
 
-/// Whether the VMM lives. One that cannot prove itself this time is not dead for that.
-fn is_vmm_alive(run: &mut Run, subject: &Subject, record: &Record) -> Result<bool, Error> {
+/// A VMM that lives.
+enum Living {
+    /// The recorded one; or one that could not prove itself this time, which is not dead for that.
+    Unread,
+    /// One of which there is no record.
+    Found(Vm),
+}
+
+/// The VMM, if it lives.
+fn living_vm(run: &mut Run, subject: &Subject, record: &Record) -> Result<Option<Living>, Error> {
     if record.vmm().is_some() && lives(run, record) {
-        return Ok(true);
+        return Ok(Some(Living::Unread));
     }
     let mounts = Mounts::read(&run.host.proc)?;
-    let is_found = vm::find(run, subject, record, &mounts, None).is_some();
+    let found = vm::find(run, subject.clues(), record, &mounts, None);
     let is_refused = run.report.outcome == Outcome::Refused && record.vmm().is_none();
     if !is_refused {
         run.report.notes.clear();
     }
-    Ok(is_found || is_refused)
+    Ok(found.map(Living::Found).or(is_refused.then_some(Living::Unread)))
+}
+
+/// Whether the sandbox's VMM is known to have ended.
+pub(super) fn is_over(run: &Run, record: &Record) -> bool {
+    record.vmm().is_some() && !lives(run, record)
 }
 
 /// Whether the recorded VMM still runs; what cannot be seen is not dead.
-fn lives(run: &Run, record: &Record) -> bool {
+pub(super) fn lives(run: &Run, record: &Record) -> bool {
     let Some(vmm) = record.vmm() else { return false };
     match run.host.proc.process(vmm.pid).and_then(|process| process.map(|process| process.stat()).transpose()) {
         Ok(stat) => stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_dead()),
@@ -82,48 +100,112 @@ fn lives(run: &Run, record: &Record) -> bool {
 }
 
 /// A workload's end while the VM lives: the others' demand is what remains.
-fn forget_container(run: &mut Run, subject: &Subject, known: &Record, store: Option<&Store>) -> Result<(), Error> {
+fn forget_container(run: &mut Run, subject: &Subject, known: &Record, vm: Living, store: Option<&Store>) -> Result<(), Error> {
     let mut record = known.clone();
-    let was_known = record.containers.contains_key(&subject.state.bundle);
-    record.keep_containers(|bundle| bundle != subject.state.bundle);
+    let was_known = containers::leave(&mut record, &subject.state.bundle, &subject.container);
+    let vm = match vm {
+        Living::Found(vm) => Some(vm),
+        Living::Unread => None,
+    };
+    // Where the record is lost, the others may still be there.
+    if let Some(vm) = vm.as_ref().filter(|_| known.path.is_empty()) {
+        containers::join_siblings(run, &mut record, &subject.state.bundle, vm)?;
+    }
     if !record.containers.is_empty() {
-        return settle(run, subject, Change { known, record, pod: None, store }, None);
+        return settle(run, subject.clues(), Change { known, record, pod: None, store }, vm);
     }
     if run.report.outcome != Outcome::Refused {
         run.report.outcome = Outcome::Unchanged;
     }
-    run.printed.push("0 steps".into());
-    if !was_known {
+    // A run that was killed on its way out has forgotten the container and left the groups.
+    if !was_known && known.state != Progress::Idle {
+        run.summary = "0 steps".into();
         return Ok(());
     }
-    run.report.note("no container left: the last limits stay");
     record.state = Progress::Idle;
+    let mounts = Mounts::read(&run.host.proc)?;
+    if let Some(domain) = katas_own_domain(&record, &mounts) {
+        return leave(run, record, &domain, &mounts, store);
+    }
+    run.report.note("no container left: the last limits stay");
+    run.summary = "0 steps".into();
+    store.map_or(Ok(()), |store| store.save(&record))
+}
+
+/// The group of Kata's in the pod that the vCPU threads' group lies in.
+pub(super) fn katas_own_domain(record: &Record, mounts: &Mounts) -> Option<GroupPath> {
+    let path = SandboxPath::recorded(&record.path)?;
+    let adopted = record.adopted.iter().filter_map(|adopted| locate(&mounts.hierarchies, &adopted.path));
+    let mut on_v2 = adopted.filter(|group| group.hierarchy.version == Version::V2);
+    on_v2.find(|group| group.rel.starts_with(path.pod()) && group.rel != path.v2(Domain::Kata) && !group.rel.ends_with(VCPUS))
+}
+
+/// Leaves Kata's own group to Kata, which removes it when the sandbox ends and reads its processes before, group by group: it would
+/// meet EOPNOTSUPP in a threaded one (runc#3821 is the same in runc). The pod's own limits hold on; the next container's hook
+/// makes the group again. That the sandbox was there is kept in mind: it stays there until it ends.
+pub(super) fn leave(
+    run: &mut Run,
+    mut record: Record,
+    domain: &GroupPath,
+    mounts: &Mounts,
+    store: Option<&Store>,
+) -> Result<(), Error> {
+    let domain = domain.absolute();
+    let is_left = |path: &Path| path.starts_with(&domain);
+    let mut what_goes = Record { parents: Vec::new(), ..record.clone() };
+    what_goes.groups.retain(|group| is_left(&group.path));
+    what_goes.adopted.retain(|adopted| is_left(&adopted.path));
+    // Written down first: a run that is killed in between leaves the rest to the next.
+    let saved = store.map_or(Ok(()), |store| store.save(&record));
+    clear(run, &what_goes, None, mounts, saved.err())?;
+    if run.report.removed == 0 {
+        run.report.outcome = Outcome::Unchanged;
+    }
+    run.report.note("no container left: Kata's own group is left to Kata");
+    record.groups.retain(|group| !is_left(&group.path));
+    record.adopted.iter_mut().filter(|adopted| is_left(&adopted.path)).for_each(|adopted| adopted.values.clear());
     store.map_or(Ok(()), |store| store.save(&record))
 }
 
 /// The sandbox's end: everything of it goes.
-fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Option<&Store>) -> Result<(), Error> {
+pub(super) fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Option<&Store>) -> Result<(), Error> {
     let mounts = Mounts::read(&run.host.proc)?;
-    let mut plan = plan_end(record, path, &mounts)?;
+    record.state = Progress::Releasing;
+    // That this cannot be written down is no reason to leave the groups.
+    let saved = store.filter(|_| !record.path.is_empty()).map_or(Ok(()), |store| store.save(record));
+    clear(run, record, path, &mounts, saved.err())?;
+    // What was never placed has no record to forget.
+    let store = store.filter(|_| run.report.outcome == Outcome::Released);
+    store.map_or(Ok(()), |store| store.forget(&record.sandbox))
+}
+
+/// Gives back what was adopted and removes what is ours, as far as this run may change anything; what failed before is one of its
+/// errors.
+fn clear(
+    run: &mut Run,
+    record: &Record,
+    path: Option<&SandboxPath>,
+    mounts: &Mounts,
+    before: Option<Error>,
+) -> Result<(), Error> {
+    // What cannot be looked at keeps nothing else in.
+    let mut errors: Vec<Error> = before.into_iter().collect();
+    let mut plan = plan_end(record, path, mounts, &mut errors);
     run.print(&plan);
     let is_nothing = plan.steps.is_empty() && record.path.is_empty();
-    run.report.outcome = if is_nothing || !run.changes() { Outcome::Unchanged } else { Outcome::Released };
-    if is_nothing || !run.changes() {
-        return Ok(());
+    run.report.outcome = if is_nothing || !run.may_change { Outcome::Unchanged } else { Outcome::Released };
+    if is_nothing || !run.may_change {
+        return Error::all(errors);
     }
-    // That this cannot be written down is no reason to leave the groups.
-    record.state = Progress::Releasing;
-    let noted = store.filter(|_| !record.path.is_empty()).map_or(Ok(()), |store| store.save(record));
-    let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
+    let apply = Apply { proc: &run.host.proc, deadline: run.deadline, mark: run.mark(&record.sandbox) };
     let mut done = Done::default();
-    let mut errors: Vec<Error> = noted.err().into_iter().collect();
     let mut backoff = Backoff::default();
     // Again until nothing is left: a parent that other sandboxes were leaving at the same time empties only now.
     for _ in 0..MOST_ROUNDS {
         let before = done.removed;
         let failed = apply.release(&plan.steps, &mut done);
         errors.extend(failed);
-        plan = if errors.is_empty() { plan_end(record, path, &mounts)? } else { Plan::default() };
+        plan = if errors.is_empty() { plan_end(record, path, mounts, &mut errors) } else { Plan::default() };
         if plan.steps.is_empty() {
             break;
         }
@@ -133,14 +215,19 @@ fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>, store: Op
     }
     run.report.removed += done.removed;
     run.report.moved += done.moved;
-    if errors.is_empty() {
-        errors.extend(store.and_then(|store| store.forget(&record.sandbox).err()));
-    }
     Error::all(errors)
 }
 
-fn plan_end(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Result<Plan, Error> {
-    Ok(plan::release(&leftover::of(record, path, mounts)?, leftover::restorations(record, mounts)?))
+fn plan_end(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: &mut Vec<Error>) -> Plan {
+    let leftovers = leftover::of(record, path, mounts, unseen);
+    let mut values = Vec::new();
+    for assignments in [leftover::restorations(record, mounts), leftover::weight_of_kata(&leftovers, record)] {
+        match assignments {
+            Ok(assignments) => values.extend(assignments),
+            Err(error) => unseen.push(error),
+        }
+    }
+    plan::release(&leftovers, values)
 }
 
 /// How long the release of others may take at the cost of this container.
@@ -151,12 +238,12 @@ const AT_START: usize = 8;
 
 /// Releases other sandboxes whose VMM is gone: idle ones, and what was left when a run was killed. What fails here is not this
 /// container's failure: it is told and left for the next run.
-pub(super) fn others(run: &mut Run, except: &str) {
+pub(super) fn others(run: &mut Run, except: &str, stage: Stage) {
     let Ok(Some(store)) = Store::open_existing(&run.config.state_dir, run.host.owner) else { return };
     let deadline = Deadline::after(Instant::now(), FOR_OTHERS.min(run.deadline.left()));
     let mut ids = store.sandboxes();
     ids.retain(|id| id != except);
-    if run.stage != Stage::Poststop && ids.len() > AT_START {
+    if stage != Stage::Poststop && ids.len() > AT_START {
         let turn = std::process::id() as usize % ids.len();
         ids.rotate_left(turn);
         ids.truncate(AT_START);
@@ -165,7 +252,8 @@ pub(super) fn others(run: &mut Run, except: &str) {
         if deadline.left().is_zero() {
             return;
         }
-        let mut other = Run { deadline: &deadline, report: Report::default(), printed: Vec::new(), ..*run };
+        let mut other =
+            Run { deadline: &deadline, report: Report::default(), steps: Vec::new(), summary: String::new(), ..*run };
         match release_if_dead(&mut other, &store, &id) {
             Ok(true) => run.report.note(format!("released sandbox {id}, whose VMM is gone")),
             Ok(false) => {}
@@ -175,13 +263,12 @@ pub(super) fn others(run: &mut Run, except: &str) {
 }
 
 fn release_if_dead(run: &mut Run, store: &Store, id: &str) -> Result<bool, Error> {
-    let is_over = |record: &Record, run: &Run| record.vmm().is_some() && !lives(run, record);
-    if !store.load(id)?.is_some_and(|record| is_over(&record, run)) {
+    if !store.load(id)?.is_some_and(|record| is_over(run, &record)) {
         return Ok(false);
     }
     // Somebody else is at it: they will see to it.
     let Some(_lock) = store.try_lock(id)? else { return Ok(false) };
-    let Some(mut record) = store.load(id)?.filter(|record| is_over(record, run)) else { return Ok(false) };
+    let Some(mut record) = store.load(id)?.filter(|record| is_over(run, record)) else { return Ok(false) };
     let path = SandboxPath::recorded(&record.path);
     end(run, &mut record, path.as_ref(), Some(store)).map(|()| true)
 }

@@ -8,12 +8,12 @@ use std::time::Instant;
 use oci_spec::runtime::LinuxCpu;
 
 use crate::apply::{Applied, Apply, Done};
-use crate::cgroup::demand::Demand;
-use crate::cgroup::mounts::Mounts;
+use crate::cgroup;
+use crate::cgroup::mounts::{Mounts, Version};
 use crate::cgroup::path::SandboxPath;
-use crate::cgroup::site::{self, Site};
-use crate::commands::subject::Subject;
-use crate::commands::{Run, bookkeeping, vm};
+use crate::cgroup::site::Site;
+use crate::commands::vm::Clues;
+use crate::commands::{Run, bookkeeping, containers, vm};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::log::Outcome;
@@ -34,17 +34,21 @@ pub(super) struct Change<'a> {
     pub(super) store: Option<&'a Store>,
 }
 
+/// What a VM has that is the shim's own process, where its vCPU threads cannot leave that process's group.
+pub(super) const BOUND_TO_SHIM: &str = "the VMM is the container runtime's shim, in a v2 group that is not the sandbox's: \
+                             its vCPU threads cannot leave it";
+
 /// Brings the sandbox to where it should be, and keeps the record in step. `vm` is what was found of the VM just now, if it
 /// was looked for.
-pub(super) fn settle(run: &mut Run, subject: &Subject, mut change: Change, vm: Option<Vm>) -> Result<(), Error> {
+pub(super) fn settle(run: &mut Run, clues: Clues, mut change: Change, vm: Option<Vm>) -> Result<(), Error> {
     let mut done = Done::default();
-    let result = converge(run, subject, &mut change, vm, &mut done);
+    let result = converge(run, clues, &mut change, vm, &mut done);
     run.report.created = done.created;
     run.report.moved = done.moved;
     let kept = match result {
         Ok(true) => keep(run, &mut change, &done).map_err(Some),
         Ok(false) => {
-            run.printed.push("0 steps: no VMM yet".into());
+            vm::tell_absence(run, clues.dirs);
             Err(None)
         }
         Err(error) => Err(Some(error)),
@@ -56,29 +60,31 @@ pub(super) fn settle(run: &mut Run, subject: &Subject, mut change: Change, vm: O
 }
 
 /// Read, plan, apply until nothing is left to do; false if the VM is gone.
-fn converge(
-    run: &mut Run,
-    subject: &Subject,
-    change: &mut Change,
-    mut found: Option<Vm>,
-    done: &mut Done,
-) -> Result<bool, Error> {
+fn converge(run: &mut Run, clues: Clues, change: &mut Change, mut found: Option<Vm>, done: &mut Done) -> Result<bool, Error> {
     let mounts = Mounts::read(&run.host.proc)?;
     let record = &mut change.record;
-    let path = SandboxPath::recorded(&record.path).ok_or_else(|| Error::Unsettled("no place recorded".into()))?;
-    let demand = Demand::of(record.demands().into_iter().chain(&change.pod))?;
+    let path = SandboxPath::recorded(&record.path).ok_or_else(|| {
+        Error::Unsettled("the record names no place for the sandbox's groups: its next hook writes one".into())
+    })?;
     let mut patience = Some(Instant::now()).filter(|_| found.is_none());
-    let (mut tries, mut refused) = (Tries::default(), None::<Error>);
+    let (mut tries, mut refused, mut brought_in) = (Tries::default(), None::<Error>, None);
     loop {
         run.deadline.check("look at the VMM's threads")?;
-        let Some(vm) = found.take().or_else(|| vm::find(run, subject, record, &mounts, patience.take())) else {
+        let Some(mut vm) = found.take().or_else(|| vm::find(run, clues, record, &mounts, patience.take())) else {
             return Ok(false);
         };
-        let sites = site::survey(&mounts, &path, &vm, record)?;
+        vm.brought_in.clone_from(&brought_in);
+        let sites = cgroup::survey(&mounts, &path, run.config.domain, &vm, record)?;
         refuse_taken(run, &sites, record)?;
+        // Later there are groups that this run made.
+        if done.created == 0 {
+            bookkeeping::tell_loss(run, change.known, &vm, &sites);
+        }
+        containers::note_resize(record, change.known, cgroup::limit_of_pod(&sites, &path));
+        let demand = containers::demand(record, &vm, change.pod.as_ref(), &mut run.report.notes)?;
         let plan = match plan::place(&vm, &sites, &demand) {
             // Another hook may have made it just now, and be about to fill it.
-            Err(error @ Error::EmptyCpuset { .. }) if run.changes() => {
+            Err(error @ Error::EmptyCpuset { .. }) if run.may_change => {
                 tries.again_after(error, run.deadline)?;
                 continue;
             }
@@ -88,25 +94,44 @@ fn converge(
             return Err(error);
         }
         report(run, &vm, &plan);
+        if is_bound_to_shim(&vm, &mounts, &sites) {
+            run.report.note(BOUND_TO_SHIM);
+        }
         let is_news = bookkeeping::update(record, &mounts, &vm, &sites);
         let Some(store) = change.store.filter(|_| !plan.steps.is_empty()) else {
             run.print(&plan);
             return Ok(true);
         };
+        if run.tells {
+            run.print(&plan);
+        }
         if is_news || record.state != Progress::Placed {
             record.state = Progress::Placing;
             store.save(record)?;
         }
-        let apply = Apply { proc: &run.host.proc, deadline: run.deadline, sandbox: &record.sandbox };
-        match apply.place(&plan.steps, done) {
-            Ok(Applied::Whole) => tries.one_more_round()?,
+        if plan.brings_in(&vm, &sites) {
+            brought_in = Some(vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect());
+        }
+        let apply = Apply { proc: &run.host.proc, deadline: run.deadline, mark: run.mark(&record.sandbox) };
+        apply.mark_ours(&sites);
+        let applied = apply.place(&plan.steps, done);
+        record.learn(&done.made);
+        match applied {
+            Ok(Applied::Whole) => tries.one_more_round(&plan)?,
             // Other hooks make and prune the parents that we share.
             Ok(Applied::Overtaken) => tries.backoff.pause(run.deadline),
-            // The group above may have been given less in this moment. If so, the next plan is another.
-            Err(error) if error.is_limit_refused() => refused = Some(error),
+            // What it was refused for may be no more by now. If so, the next plan is another.
+            Err(error) if error.is_of_the_moment() => refused = Some(error),
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether the vCPU threads cannot leave the shim's group, of which they are a part.
+pub(super) fn is_bound_to_shim(vm: &Vm, mounts: &Mounts, sites: &[Site]) -> bool {
+    vm.is_shim
+        && mounts.v2().is_some_and(|v2| v2.can_hold_vcpus())
+        && sites.iter().all(|site| site.group.hierarchy.version == Version::V1)
 }
 
 /// How often it was tried, and for how much longer that makes sense.
@@ -119,12 +144,13 @@ struct Tries {
 
 impl Tries {
     /// A plan was done whole; after a few of them something is fighting us.
-    fn one_more_round(&mut self) -> Result<(), Error> {
+    fn one_more_round(&mut self, plan: &Plan) -> Result<(), Error> {
         self.rounds += 1;
-        if self.rounds < MOST_ROUNDS {
-            return Ok(());
-        }
-        Err(Error::Unsettled(format!("after {MOST_ROUNDS} rounds something still moves threads or changes values back")))
+        let Some(step) = plan.steps.first().filter(|_| self.rounds >= MOST_ROUNDS) else { return Ok(()) };
+        let found = step.from().map_or(String::new(), |from| format!(" (found in {})", from.absolute().display()));
+        Err(Error::Unsettled(format!(
+            "something moves threads or changes values back: done {MOST_ROUNDS} times and still to do: {step}{found}"
+        )))
     }
 
     /// `error` may be of the moment: the first few are waited out.
@@ -146,7 +172,9 @@ fn keep(run: &mut Run, change: &mut Change, done: &Done) -> Result<(), Error> {
         Progress::Placed
     };
     let vcpus = run.report.vcpus.as_ref();
-    let is_partial = vcpus.is_none_or(|vcpus| vcpus.is_partial() || vcpus.threads.is_empty());
+    let is_bound = run.report.notes.iter().any(|note| note == BOUND_TO_SHIM);
+    let is_partial =
+        is_bound || run.report.is_unread || vcpus.is_none_or(|vcpus| vcpus.is_partial() || vcpus.threads.is_empty());
     let is_unchanged = done.created + done.moved + done.set == 0;
     run.report.outcome = match (is_partial, is_unchanged) {
         (true, _) => Outcome::Partial,
@@ -162,7 +190,7 @@ fn keep(run: &mut Run, change: &mut Change, done: &Done) -> Result<(), Error> {
 /// Takes back what was done, because of `cause` or because the VM is gone.
 fn undo(run: &mut Run, change: &Change, done: &mut Done, cause: Option<Error>) -> Result<(), Error> {
     let (deadline, known) = (Deadline::for_undo(), change.known);
-    let apply = Apply { proc: &run.host.proc, deadline: &deadline, sandbox: &known.sandbox };
+    let apply = Apply { proc: &run.host.proc, deadline: &deadline, mark: run.mark(&known.sandbox) };
     let mut errors = apply.undo(done);
     // The record that was there before is right again, but for a container that has ended meanwhile; of a new one nothing is
     // left, unless undoing failed.
@@ -186,7 +214,7 @@ fn undo(run: &mut Run, change: &Change, done: &mut Done, cause: Option<Error>) -
 }
 
 /// No group that is marked for another sandbox, if that has a record or anything in the group.
-fn refuse_taken(run: &Run, sites: &[Site], record: &Record) -> Result<(), Error> {
+pub(super) fn refuse_taken(run: &Run, sites: &[Site], record: &Record) -> Result<(), Error> {
     for site in sites {
         let mark = site.own().and_then(|own| own.mark.clone()).filter(|mark| *mark != record.sandbox);
         let (Some(owner), Some(group)) = (mark, site.group.open()?) else { continue };
@@ -204,10 +232,12 @@ fn report(run: &mut Run, vm: &Vm, plan: &Plan) {
     run.report.cpus.clone_from(&plan.cpus);
     plan.notes.iter().for_each(|note| run.report.note(note));
     if vm.vcpus.threads.is_empty() {
-        run.report.note("no thread of the VMM could be told to be a vCPU");
+        run.report.note("no thread of the VMM could be told to be a vCPU, so none is limited: kata-cgroup-hook check says why");
     } else if vm.vcpus.is_partial() {
         let proof = vm.vcpus.proof().map_or(String::new(), |proof| proof.to_string());
-        run.report.note(format!("some vCPU threads could not be told (best proof to be had: {proof})"));
+        run.report.note(format!(
+            "some vCPU threads could not be told (best proof to be had: {proof}) and are not limited: the next run tries again"
+        ));
     }
     run.report.vcpus = Some(vm.vcpus.clone());
 }

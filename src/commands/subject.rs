@@ -5,6 +5,7 @@
 
 use crate::cli::Stage;
 use crate::commands::Run;
+use crate::commands::vm::Clues;
 use crate::error::Error;
 use crate::log::Outcome;
 use crate::oci::bundle::{self, Bundle};
@@ -23,13 +24,18 @@ pub(super) struct Subject {
 }
 
 impl Subject {
+    /// What leads to its VM.
+    pub(super) fn clues(&self) -> Clues<'_> {
+        Clues { dirs: &self.dirs, hint: self.state.pid }
+    }
+
     /// The subject of `state`, with its config.json or why there is none, which only a run that needs it fails for; `None` if it
     /// is no VM sandbox's.
-    pub(super) fn of(state: &State, run: &mut Run) -> Option<(Self, Result<Bundle, Error>)> {
+    pub(super) fn of(state: &State, at: Stage, run: &mut Run) -> Option<(Self, Result<Bundle, Error>)> {
         let named_by = |annotations| Sandbox::named_by(annotations, &state.id, &state.bundle);
         let by_state = named_by(&state.annotations);
         if let Some(sandbox) = &by_state {
-            if !is_known(sandbox, &dirs_of(sandbox, run), run) {
+            if !is_known(sandbox, &dirs_of(sandbox, run), at, run) {
                 return None;
             }
         }
@@ -37,11 +43,11 @@ impl Subject {
         let by_bundle = bundle.as_ref().ok().and_then(|bundle| named_by(&bundle.annotations));
         let sandbox = match by_bundle.or(by_state) {
             Some(sandbox) => sandbox,
-            None if bundle.is_err() && run.stage == Stage::Poststop => by_record(state, run),
+            None if bundle.is_err() && at == Stage::Poststop => by_record(state, run),
             None => Sandbox::single(&state.id),
         };
         let dirs = dirs_of(&sandbox, run);
-        if !is_known(&sandbox, &dirs, run) {
+        if !is_known(&sandbox, &dirs, at, run) {
             return None;
         }
         let container = match sandbox.role {
@@ -58,11 +64,11 @@ fn dirs_of(sandbox: &Sandbox, run: &Run) -> RuntimeDirs {
 }
 
 /// Whether this is a VM sandbox: it has a runtime directory, or, once that is gone, a record of ours.
-fn is_known(sandbox: &Sandbox, dirs: &RuntimeDirs, run: &mut Run) -> bool {
+fn is_known(sandbox: &Sandbox, dirs: &RuntimeDirs, stage: Stage, run: &mut Run) -> bool {
     if !dirs.is_empty() {
         return true;
     }
-    if run.stage == Stage::Poststop && has_record(sandbox, run) {
+    if stage == Stage::Poststop && has_record(sandbox, run) {
         return true;
     }
     if let Some(why) = dirs.refused.first() {

@@ -75,6 +75,15 @@ pub fn name_of(bundle: &Path) -> String {
     bundle.file_name().map(PathBuf::from).unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// The bundles that an engine has made beside this one, for other containers; what cannot be listed has none.
+pub fn beside(bundle: &Path) -> Vec<PathBuf> {
+    let is_of_crio = bundle.ends_with("userdata");
+    let own = if is_of_crio { bundle.parent() } else { Some(bundle) };
+    let Some(entries) = own.and_then(Path::parent).and_then(|dir| std::fs::read_dir(dir).ok()) else { return Vec::new() };
+    let path = |entry: std::fs::DirEntry| if is_of_crio { entry.path().join("userdata") } else { entry.path() };
+    entries.flatten().map(path).filter(|path| path != bundle).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,7 +111,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), "{").unwrap();
         let error = Bundle::read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("config.json: EOF while parsing"), "{error}");
+        assert!(error.contains("config.json is no configuration of a container: EOF while parsing"), "{error}");
     }
 
     #[test]
@@ -114,6 +123,20 @@ mod tests {
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(Some(Path::new(&ours.cgroups_path)), linux.cgroups_path().as_deref());
         assert_eq!(Some(&ours.cpu), linux.resources().as_ref().unwrap().cpu().as_ref());
+    }
+
+    #[test]
+    fn bundles_lie_beside_each_other_as_each_engine_has_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["a", "b", "crio/a/userdata", "crio/b/userdata"] {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let beside = |path: &str| beside(&dir.path().join(path));
+        assert_eq!(beside("crio/a/userdata"), [dir.path().join("crio/b/userdata")]);
+        let mut plain = beside("a");
+        plain.sort();
+        assert_eq!(plain, [dir.path().join("b"), dir.path().join("crio")]);
+        assert!(beside("missing/a").is_empty());
     }
 
     #[test]

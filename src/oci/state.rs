@@ -59,6 +59,13 @@ pub struct Annotations {
     pub docker_type: Option<String>,
     #[serde(rename = "io.kubernetes.sandbox.id")]
     pub docker_sandbox: Option<String>,
+    #[serde(rename = "io.kubernetes.cri.container-name")]
+    pub containerd_name: Option<String>,
+    /// `{"name":"app","attempt":1}`
+    #[serde(rename = "io.kubernetes.cri-o.Metadata")]
+    pub crio_metadata: Option<String>,
+    #[serde(rename = "io.kubernetes.container.name")]
+    pub docker_name: Option<String>,
     /// The pod's totals, which containerd writes on the pause container.
     #[serde(rename = "io.kubernetes.cri.sandbox-cpu-quota")]
     pub sandbox_quota: Option<String>,
@@ -66,6 +73,19 @@ pub struct Annotations {
     pub sandbox_period: Option<String>,
     #[serde(rename = "io.kubernetes.cri.sandbox-cpu-shares")]
     pub sandbox_shares: Option<String>,
+}
+
+impl Annotations {
+    /// The container's name in its pod, which stays the same when it is started anew; the engine's own word for it.
+    pub fn container_name(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Metadata {
+            name: Option<String>,
+        }
+        let of_crio = || serde_json::from_str::<Metadata>(self.crio_metadata.as_deref()?).ok()?.name;
+        let name = if self.crio_type.is_some() { of_crio() } else { None };
+        name.or_else(|| self.containerd_name.clone()).or_else(|| self.docker_name.clone()).filter(|name| !name.is_empty())
+    }
 }
 
 impl State {
@@ -80,6 +100,9 @@ impl State {
 
     /// Parses and checks the state.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.trim_ascii().is_empty() {
+            return Err(Error::State("nothing came: the engine writes it to stdin (by hand, use --state FILE)".into()));
+        }
         let raw: Raw =
             serde_json::from_slice(bytes).map_err(|error| Error::State(format!("not JSON that can be one: {error}")))?;
         let missing = |what| Error::State(format!("no {what} in it"));
@@ -116,7 +139,7 @@ fn read_stdin(deadline: &Deadline) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::with_capacity(4096);
     loop {
         if !deadline.wait_readable(&stdin) {
-            deadline.check("read all of it").map_err(|_| Error::State("stdin still open at the deadline".into()))?;
+            deadline.check("read the state to the end of stdin, which is still open (by hand, use --state FILE)")?;
             continue;
         }
         let mut chunk = [0; 16 * 1024];
@@ -127,7 +150,7 @@ fn read_stdin(deadline: &Deadline) -> Result<Vec<u8>, Error> {
             Err(error) => return Err(Error::State(format!("cannot be read: {}", errno_of(&error)))),
         }
         if bytes.len() as u64 > LIMIT {
-            return Err(Error::State(format!("longer than {LIMIT} bytes")));
+            return Err(Error::State(format!("longer than the {LIMIT} bytes that are read")));
         }
     }
 }
@@ -161,7 +184,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_no_file_name_is_refused_by_name() {
-        assert!(error("").starts_with("OCI state: not JSON that can be one: "));
+        assert!(error(" \n").starts_with("OCI state: nothing came: "));
+        assert!(error("{").starts_with("OCI state: not JSON that can be one: "));
         assert_eq!(error(r#"{"bundle":"/b"}"#), "OCI state: no id in it");
         assert_eq!(error(r#"{"id":"x"}"#), "OCI state: no bundle in it");
         assert_eq!(error(r#"{"id":"x","bundle":""}"#), "OCI state: no bundle in it");

@@ -18,9 +18,6 @@ use crate::proc::{Proc, Process};
 use crate::vmm::kinds::{Kind, Kinds, Role};
 use crate::vmm::runtime::{Claim, RuntimeDirs};
 
-/// Clock ticks a second in /proc (USER_HZ, which is part of Linux's ABI).
-const TICKS: u64 = 100;
-
 /// Where to look, and for whom.
 #[derive(Debug)]
 pub struct Search<'a> {
@@ -54,8 +51,36 @@ pub struct Found<'a> {
     /// The VMM; none before the VM is started.
     pub vmm: Option<Proven<'a>>,
     pub helpers: Vec<Proven<'a>>,
-    /// Who was named or looked like it and could not prove it, and why.
-    pub refused: Vec<String>,
+    pub refused: Refused,
+}
+
+/// Who was named or looked like it and could not prove it, and why.
+#[derive(Debug, Default)]
+pub struct Refused {
+    /// Named by a file of root's: something is wrong with the file or the process, whatever else is found.
+    pub named: Vec<String>,
+    /// Hinted at, or somebody's child.
+    pub hinted: Vec<String>,
+}
+
+impl Refused {
+    /// Adds what is worth telling: a file of root's that names the wrong process always, a mere hint only if it looked right.
+    fn add(&mut self, pid: i32, doubt: &Doubt, source: Source<'_>) {
+        match (doubt, source) {
+            (Doubt::Unproven(why), Source::File(claim)) => {
+                self.named.push(format!("process {pid} named by {}: {why}", claim.file.display()));
+            }
+            (Doubt::Stranger(path), Source::File(claim)) => {
+                self.named.push(format!(
+                    "process {pid} named by {}: runs {}, which is no VMM or helper that is known: if it is one, add it as a [[vmm]]",
+                    claim.file.display(),
+                    path.display()
+                ));
+            }
+            (Doubt::Unproven(why), _) => self.hinted.push(format!("process {pid}: {why}")),
+            (Doubt::Gone | Doubt::Stranger(_), _) => {}
+        }
+    }
 }
 
 /// Who says that a process is the one.
@@ -105,7 +130,7 @@ impl<'a> Search<'a> {
     }
 
     /// The first that proves to be the VMM: named by a file, known from before, hinted at, or the child of a shim.
-    fn vmm(&self, shims: &[Proven<'a>], refused: &mut Vec<String>) -> Option<Proven<'a>> {
+    fn vmm(&self, shims: &[Proven<'a>], refused: &mut Refused) -> Option<Proven<'a>> {
         let claimed = self.claims.iter().filter(|claim| claim.role == Role::Vmm);
         let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
         let children = shims.iter().flat_map(|shim| shim.process.children());
@@ -121,7 +146,7 @@ impl<'a> Search<'a> {
                 Ok(vmm) => return Some(vmm),
                 Err(doubt) if !tried.contains(&pid) => {
                     tried.push(pid);
-                    refused.extend(told(pid, &doubt, source));
+                    refused.add(pid, &doubt, source);
                 }
                 Err(_) => {}
             }
@@ -130,19 +155,19 @@ impl<'a> Search<'a> {
     }
 
     /// The container runtime's shim: our parent, or the process of the state's pid.
-    fn shims(&self, refused: &mut Vec<String>) -> Vec<Proven<'a>> {
+    fn shims(&self, refused: &mut Refused) -> Vec<Proven<'a>> {
         let mut shims: Vec<Proven<'a>> = Vec::new();
         for pid in [Some(self.parent), self.hint].into_iter().flatten() {
             match self.prove(pid, Role::Shim, Source::Hint) {
                 Ok(shim) if shims.iter().all(|known| known.process.pid != shim.process.pid) => shims.push(shim),
                 Ok(_) => {}
-                Err(doubt) => refused.extend(told(pid, &doubt, Source::Hint)),
+                Err(doubt) => refused.add(pid, &doubt, Source::Hint),
             }
         }
         shims
     }
 
-    fn claimed_helpers(&self, refused: &mut Vec<String>) -> Vec<Proven<'a>> {
+    fn claimed_helpers(&self, refused: &mut Refused) -> Vec<Proven<'a>> {
         let mut helpers = Vec::new();
         for claim in self.claims.iter().filter(|claim| claim.role == Role::Helper) {
             let source = Source::File(claim);
@@ -155,7 +180,7 @@ impl<'a> Search<'a> {
     }
 
     /// Adds the helpers among `children`, and theirs: virtiofsd forks one that does the work.
-    fn add_children(&self, children: Vec<i32>, helpers: &mut Vec<Proven<'a>>, refused: &mut Vec<String>) {
+    fn add_children(&self, children: Vec<i32>, helpers: &mut Vec<Proven<'a>>, refused: &mut Refused) {
         for pid in children {
             self.add_helper(pid, Source::Child, helpers, refused);
         }
@@ -168,13 +193,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn add_helper(&self, pid: i32, source: Source<'_>, helpers: &mut Vec<Proven<'a>>, refused: &mut Vec<String>) {
+    fn add_helper(&self, pid: i32, source: Source<'_>, helpers: &mut Vec<Proven<'a>>, refused: &mut Refused) {
         if helpers.iter().any(|known| known.process.pid == pid) {
             return;
         }
         match self.prove(pid, Role::Helper, source) {
             Ok(helper) => helpers.push(helper),
-            Err(doubt) => refused.extend(told(pid, &doubt, source)),
+            Err(doubt) => refused.add(pid, &doubt, source),
         }
     }
 
@@ -193,17 +218,17 @@ impl<'a> Search<'a> {
         let unproven = |why: &str| Err(Doubt::Unproven(why.to_owned()));
         let status = process.status()?;
         if status.uids != [self.owner; 4] {
-            return unproven("does not run as the owner of the runtime directory");
+            return unproven("does not run as root with all its user ids, as the runtime directory's owner does");
         }
         match source {
             Source::File(claim) if !self.started_before(stat.start, claim.written) => {
-                return unproven("started after that was written");
+                return unproven("started after that was written, so another process has that number now");
             }
             Source::Record { start } if start != stat.start => return Err(Doubt::Gone),
             _ => {}
         }
         if role == Role::Vmm && status.is_nested {
-            return unproven("is not in the host's pid namespace");
+            return unproven("is in a pid namespace of its own, not in the host's");
         }
         if role != Role::Helper && !self.is_of_this_sandbox(kind, &process)? {
             return unproven("has no argument that names this sandbox");
@@ -227,7 +252,10 @@ impl<'a> Search<'a> {
             return Ok(kind);
         }
         if is_deleted || !self.is_file_of_ours(path, &process.executable_file()?) {
-            return Err(Doubt::Unproven(format!("runs {}, which is not the host's own file of that path", link.display())));
+            return Err(Doubt::Unproven(format!(
+                "runs {}, which is not the host's own file of that path, writable by root alone",
+                link.display()
+            )));
         }
         Ok(kind)
     }
@@ -250,27 +278,12 @@ impl<'a> Search<'a> {
 
     /// Whether a start time lies before `written`. Both clocks count whole seconds at best, so one second of grace.
     fn started_before(&self, start: u64, written: u64) -> bool {
-        self.proc.boot_time().is_some_and(|boot| boot + start / TICKS <= written + 1)
+        self.proc.time_of(start).is_some_and(|start| start <= written + 1)
     }
 
     fn is_of_this_sandbox(&self, kind: &Kind, process: &Process) -> Result<bool, Doubt> {
         let (arguments, dirs) = (process.arguments()?, self.dirs.paths());
         Ok(self.dirs.vm_ids().iter().any(|vm| kind.names(&arguments, vm, &dirs)))
-    }
-}
-
-/// What is worth telling of a refusal: a file of root's that names the wrong process always, a mere hint only if it looked right.
-fn told(pid: i32, doubt: &Doubt, source: Source<'_>) -> Option<String> {
-    let by = match source {
-        Source::File(claim) => format!(" named by {}", claim.file.display()),
-        _ => String::new(),
-    };
-    match (doubt, source) {
-        (Doubt::Unproven(why), _) => Some(format!("process {pid}{by}: {why}")),
-        (Doubt::Stranger(path), Source::File(_)) => {
-            Some(format!("process {pid}{by}: runs {}, which is in no row of the table", path.display()))
-        }
-        (Doubt::Gone | Doubt::Stranger(_), _) => None,
     }
 }
 
@@ -305,16 +318,10 @@ mod tests {
 
         fn vmm(&self) -> Fake {
             Fake {
-                pid: 100,
-                parent: 1,
-                state: 'S',
-                start: 6000,
                 executable: self.proc.executable("qemu-system-x86_64"),
                 arguments: "qemu -name sandbox-sb -m 1".into(),
-                uids: [self.us; 4],
-                numbers: "100".into(),
                 threads: vec![101, 102],
-                children: vec![],
+                ..Fake::default()
             }
         }
 
@@ -337,7 +344,7 @@ mod tests {
             };
             let found = search.find();
             let helpers = found.helpers.iter().map(|helper| helper.process.pid).collect();
-            (found.vmm.map(|vmm| vmm.process.pid), helpers, found.refused)
+            (found.vmm.map(|vmm| vmm.process.pid), helpers, [found.refused.named, found.refused.hinted].concat())
         }
     }
 
@@ -358,12 +365,12 @@ mod tests {
 
     #[test]
     fn a_forged_fact_is_refused_and_its_twin_accepted() {
-        refused(|_, fake| fake.uids[3] += 1, "does not run as the owner");
-        refused(|_, fake| fake.uids[0] += 1, "does not run as the owner");
-        refused(|_, fake| fake.numbers = "100\t1".into(), "not in the host's pid namespace");
-        refused(|_, fake| fake.start = 6300, "started after that was written");
+        refused(|_, fake| fake.uids[3] += 1, "does not run as root");
+        refused(|_, fake| fake.uids[0] += 1, "does not run as root");
+        refused(|_, fake| fake.numbers = "100\t1".into(), "not in the host's");
+        refused(|_, fake| fake.start = 6300, "started after that was written, so another process has that number now");
         refused(|_, fake| fake.arguments = "qemu -name sandbox-other".into(), "no argument that names this sandbox");
-        refused(|host, fake| fake.executable = host.proc.executable("sh"), "in no row of the table");
+        refused(|host, fake| fake.executable = host.proc.executable("sh"), "no VMM or helper that is known");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 
 use crate::proc::{Membership, Process};
 use crate::vmm::kinds::Role;
+use crate::vmm::runtime::NamedContainer;
 use crate::vmm::vcpu::Vcpus;
 
 /// A running VM, as far as it is placed.
@@ -23,6 +24,11 @@ pub struct Vm {
     pub vcpus: Vcpus,
     /// The VMM is the container runtime's shim itself (Dragonball): its process is never moved.
     pub is_shim: bool,
+    /// The containers in it that Kata's own files name.
+    pub containers: Vec<NamedContainer>,
+    /// This run has put the whole VMM under the vCPUs' limit, when these threads were told to be vCPUs: whoever else is there came
+    /// along, or was born there since.
+    pub brought_in: Option<Vec<i32>>,
 }
 
 impl Vm {
@@ -33,7 +39,7 @@ impl Vm {
 
     /// Whether `tid` is one of the vCPU threads.
     pub fn is_vcpu(&self, tid: i32) -> bool {
-        self.vcpus.threads.iter().any(|vcpu| vcpu.tid == tid)
+        self.vcpus.threads.binary_search_by_key(&tid, |vcpu| vcpu.tid).is_ok()
     }
 }
 
@@ -44,6 +50,7 @@ pub struct Member {
     /// Start time in clock ticks since boot.
     pub start: u64,
     pub role: Role,
+    /// Lowest number first.
     pub threads: Vec<Thread>,
 }
 
@@ -93,6 +100,11 @@ impl Member {
 
     /// Its first thread, whose number is the process's; another where that could not be read.
     pub fn leader(&self) -> Option<&Thread> {
-        self.threads.iter().find(|thread| thread.tid == self.process.pid).or(self.threads.first())
+        self.thread(self.process.pid).or(self.threads.first())
+    }
+
+    /// Its thread of this number.
+    pub fn thread(&self, tid: i32) -> Option<&Thread> {
+        self.threads.get(self.threads.binary_search_by_key(&tid, |thread| thread.tid).ok()?)
     }
 }

@@ -4,6 +4,7 @@
 //! directory counts only if root made it and nobody else can write in it; the same goes for each file in it. What is named
 //! here is a claim that [`super::find`] checks.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
@@ -11,8 +12,10 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use oci_spec::runtime::LinuxCpu;
 use serde::Deserialize;
 
+use crate::error::errno_of;
 use crate::foreign;
 use crate::oci::state::is_id;
 use crate::proc::number;
@@ -42,6 +45,24 @@ pub struct Claim {
     pub file: PathBuf,
     /// When that was last written, in seconds since the epoch: a process that started later is not the one meant.
     pub written: u64,
+}
+
+/// A container of the sandbox that a file of root's names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedContainer {
+    pub id: String,
+    /// What it asks for now, if that is told.
+    pub cpu: Option<LinuxCpu>,
+}
+
+/// What the files in the runtime directories say.
+#[derive(Debug, Default, PartialEq)]
+pub struct Said {
+    /// The processes that they name, the VMM first.
+    pub claims: Vec<Claim>,
+    pub containers: Vec<NamedContainer>,
+    /// Why a file does not count that others could have written.
+    pub refused: Vec<String>,
 }
 
 impl RuntimeDirs {
@@ -75,20 +96,42 @@ impl RuntimeDirs {
         ids
     }
 
-    /// Every process that a file in them names, the VMM's first, and why a file does not count that others could have written.
-    pub fn claims(&self, owner: u32) -> (Vec<Claim>, Vec<String>) {
-        let (mut claims, mut refused) = (Vec::new(), Vec::new());
+    /// Reads every file in them that names processes or containers.
+    pub fn read(&self, owner: u32) -> Said {
+        let mut said = Said::default();
         for dir in &self.dirs {
             for (name, parse) in FILES {
-                match dir.claims_in(name, *parse, owner) {
-                    Ok(found) => claims.extend(found),
-                    Err(why) => refused.push(why),
+                if let Err(why) = dir.read(name, *parse, owner, &mut said) {
+                    said.refused.push(why);
                 }
             }
         }
-        claims.sort_by_key(|claim| claim.role != Role::Vmm);
-        (claims, refused)
+        said.claims.sort_by_key(|claim| claim.role != Role::Vmm);
+        said
     }
+}
+
+/// The sandboxes that have a directory below one of `roots`, by their ids; a VM's own directory, which a template's link leads to,
+/// is none's. What cannot be listed is added to `unseen`.
+pub fn sandboxes(roots: &[PathBuf], unseen: &mut Vec<String>) -> BTreeSet<String> {
+    let (mut names, mut targets) = (BTreeSet::new(), BTreeSet::new());
+    for root in roots {
+        let entries = match std::fs::read_dir(root) {
+            Ok(entries) => entries,
+            Err(error) if matches!(errno_of(&error), Errno::ENOENT | Errno::ENOTDIR) => continue,
+            Err(error) => {
+                unseen.push(format!("list {}: {}", root.display(), errno_of(&error)));
+                continue;
+            }
+        };
+        for entry in entries.flatten() {
+            let target = std::fs::read_link(entry.path()).ok();
+            let is_dir = target.is_some() || entry.file_type().is_ok_and(|kind| kind.is_dir());
+            targets.extend(target.and_then(|target| stays_in(root, &target)));
+            names.extend(entry.file_name().to_str().filter(|name| is_dir && is_id(name)).map(str::to_owned));
+        }
+    }
+    &names - &targets
 }
 
 type Parse = fn(&[u8]) -> Option<Vec<(i32, Role)>>;
@@ -97,22 +140,26 @@ type Parse = fn(&[u8]) -> Option<Vec<(i32, Role)>>;
 const FILES: &[(&str, Parse)] = &[("pid", parse_pid), ("persist.json", parse_persist), ("state.json", parse_state)];
 
 impl RuntimeDir {
-    /// What the file `name` in this directory claims; nothing if it is not there.
-    fn claims_in(&self, name: &str, parse: Parse, owner: u32) -> Result<Vec<Claim>, String> {
+    /// Adds what the file `name` in this directory says; nothing if it is not there.
+    fn read(&self, name: &str, parse: Parse, owner: u32, said: &mut Said) -> Result<(), String> {
         let file = self.path.join(name);
         let (bytes, stat) = match foreign::read_file(&self.fd, Path::new(name), 4 << 20) {
-            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            Err(Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(format!("read {}: {errno}", file.display())),
             Ok(read) => read,
         };
         if !foreign::is_only_of(&stat, owner) {
-            return Err(format!("{} can be written by others", file.display()));
+            return Err(untrusted(&file));
         }
         // A file that is just being written is no claim yet.
         let claims = parse(&bytes).unwrap_or_default();
         let written = u64::try_from(stat.st_mtime).unwrap_or(0);
         let claim = |(pid, role)| Claim { pid, role, file: file.clone(), written };
-        Ok(claims.into_iter().filter(|(pid, _)| *pid > 0).map(claim).collect())
+        said.claims.extend(claims.into_iter().filter(|(pid, _)| *pid > 0).map(claim));
+        if name == "persist.json" {
+            said.containers.extend(parse_containers(&bytes).unwrap_or_default());
+        }
+        Ok(())
     }
 }
 
@@ -134,7 +181,9 @@ fn open_below(root: &Path, sandbox: &str, owner: u32) -> Result<Option<RuntimeDi
         Ok(stat) if is_link(&stat) => {
             let target = readlinkat(&root_fd, sandbox).map_err(|errno| format!("read {}: {errno}", named.display()))?;
             let stays = stays_in(root, Path::new(&target)).filter(|_| stat.st_uid == owner);
-            stays.ok_or_else(|| format!("{} is a link to {target:?}", named.display()))?
+            stays.ok_or_else(|| {
+                format!("{} is a link to {target:?}, not to a directory beside it, or not root's", named.display())
+            })?
         }
         Ok(_) => sandbox.to_owned(),
     };
@@ -145,10 +194,15 @@ fn open_below(root: &Path, sandbox: &str, owner: u32) -> Result<Option<RuntimeDi
     };
     for (path, fd) in [(root, &root_fd), (path.as_path(), &fd)] {
         if !fstat(fd).is_ok_and(|stat| foreign::is_only_of(&stat, owner)) {
-            return Err(format!("{} can be written by others", path.display()));
+            return Err(untrusted(path));
         }
     }
     Ok(Some(RuntimeDir { path, fd }))
+}
+
+/// Why a file or directory does not count that is not the owner's alone.
+fn untrusted(path: &Path) -> String {
+    format!("{} can be written by others than root: see who made it, then chown root and chmod go-w", path.display())
 }
 
 fn is_link(stat: &FileStat) -> bool {
@@ -186,6 +240,38 @@ fn parse_persist(bytes: &[u8]) -> Option<Vec<(i32, Role)>> {
     }
     let persist: Persist = serde_json::from_slice(bytes).ok()?;
     persist.hypervisor.map(|hypervisor| claimed(hypervisor.pid, hypervisor.helper))
+}
+
+/// The containers in persist.json, with what they ask for since they were last updated (virtcontainers/persist.go, `dumpConfig`).
+fn parse_containers(bytes: &[u8]) -> Option<Vec<NamedContainer>> {
+    #[derive(Deserialize)]
+    struct Persist {
+        #[serde(rename = "Config")]
+        config: Option<Config>,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(rename = "ContainerConfigs")]
+        containers: Option<Vec<Container>>,
+    }
+    #[derive(Deserialize)]
+    struct Container {
+        #[serde(rename = "ID")]
+        id: String,
+        #[serde(rename = "Resources")]
+        resources: Option<Resources>,
+    }
+    #[derive(Deserialize)]
+    struct Resources {
+        cpu: Option<LinuxCpu>,
+    }
+    let persist: Persist = serde_json::from_slice(bytes).ok()?;
+    let containers = persist.config?.containers?.into_iter();
+    let named = |container: Container| {
+        let cpu = container.resources.and_then(|resources| resources.cpu);
+        is_id(&container.id).then_some(NamedContainer { id: container.id, cpu })
+    };
+    Some(containers.filter_map(named).collect())
 }
 
 /// `/run/kata/<id>/state.json` of runtime-rs (crates/persist).
@@ -242,6 +328,20 @@ mod tests {
         fn find(&self, sandbox: &str) -> RuntimeDirs {
             RuntimeDirs::of(sandbox, &[self.dir.path().to_path_buf()], self.us)
         }
+    }
+
+    #[test]
+    fn sandboxes_are_listed_by_their_directories_and_links_but_not_a_template_vms_own() {
+        let roots = Roots::new();
+        for dir in ["a/one", "a/vm-of-two", "b/one", "b/three", "a/.hidden"] {
+            roots.make(dir);
+        }
+        symlink("vm-of-two", roots.path("a/two")).unwrap();
+        std::fs::write(roots.path("b/file"), "").unwrap();
+        let mut unseen = Vec::new();
+        let of = ["a", "b", "none"].map(|name| roots.path(name));
+        assert_eq!(sandboxes(&of, &mut unseen), ["one", "three", "two"].map(str::to_owned).into());
+        assert!(unseen.is_empty(), "{unseen:?}");
     }
 
     #[test]
@@ -306,7 +406,7 @@ mod tests {
         std::fs::write(dir.join("persist.json"), r#"{"HypervisorState":{"Type":"qemu","Pid":11,"VirtiofsDaemonPid":12}}"#)
             .unwrap();
         std::fs::write(dir.join("state.json"), r#"{"hypervisor":{"pid":13,"virtiofs_daemon_pid":14}}"#).unwrap();
-        let (claims, _) = roots.find("s").claims(roots.us);
+        let claims = roots.find("s").read(roots.us).claims;
         let pids: Vec<_> = claims.iter().map(|claim| (claim.pid, claim.role)).collect();
         assert_eq!(pids, [(10, Vmm), (11, Vmm), (13, Vmm), (12, Helper), (14, Helper)]);
         assert_eq!(parse_persist(br#"{"HypervisorState":{"Pid":1,"VirtiofsdPid":2}}"#), Some(vec![(1, Vmm), (2, Helper)]));
@@ -319,7 +419,7 @@ mod tests {
         std::fs::write(dir.join("pid"), "").unwrap();
         std::fs::write(dir.join("persist.json"), r#"{"HypervisorState":{"Pid":0,"VirtiofsDaemonPid":-1}}"#).unwrap();
         std::fs::write(dir.join("state.json"), r#"{"hypervisor":{"pid":null,"virtiofs_daemon_pid":99999999999}}"#).unwrap();
-        assert_eq!(roots.find("s").claims(roots.us), (Vec::new(), Vec::new()));
+        assert_eq!(roots.find("s").read(roots.us), Said::default());
     }
 
     #[test]
@@ -328,15 +428,15 @@ mod tests {
         let dir = roots.make("s");
         std::fs::write(dir.join("pid"), "10").unwrap();
         roots.chmod("s/pid", 0o666);
-        let (claims, refused) = roots.find("s").claims(roots.us);
+        let Said { claims, refused, .. } = roots.find("s").read(roots.us);
         assert_eq!(claims, []);
-        assert!(refused[0].ends_with("pid can be written by others"));
+        assert!(refused[0].contains("pid can be written by others"));
         roots.chmod("s/pid", 0o600);
-        assert_eq!(roots.find("s").claims(roots.us).0.len(), 1);
+        assert_eq!(roots.find("s").read(roots.us).claims.len(), 1);
 
         std::fs::rename(dir.join("pid"), dir.join("real")).unwrap();
         symlink("real", dir.join("pid")).unwrap();
-        let (claims, refused) = roots.find("s").claims(roots.us);
+        let Said { claims, refused, .. } = roots.find("s").read(roots.us);
         assert_eq!(claims, []);
         assert!(refused[0].contains("ELOOP"), "{refused:?}");
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use nix::errno::Errno;
+use serde::Serialize;
 
 use crate::proc::Process;
 use crate::vmm::Thread;
@@ -24,7 +25,8 @@ const IOCTL: u64 = 16;
 const IOCTL: u64 = 29;
 
 /// What shows that a thread is a vCPU. The word for each is its name in small letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Proof {
     /// KVM says so.
     Debugfs,
@@ -58,6 +60,7 @@ pub struct Vcpu {
 /// The vCPU threads found, and how many there should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vcpus {
+    /// Lowest number first: names are believed without debugfs, and a VMM that a guest has taken over may have tens of thousands.
     pub threads: Vec<Vcpu>,
     /// How many vCPUs KVM has for this VMM, without the parked ones; `None` where it is not KVM's guest (TCG).
     pub expected: Option<usize>,
@@ -85,7 +88,7 @@ impl Vcpus {
 /// What the signs are read from.
 #[derive(Debug)]
 pub struct Signs<'a> {
-    /// The VMM's threads.
+    /// The VMM's threads, lowest number first.
     pub threads: &'a [Thread],
     /// How the VMM's kind names its vCPU threads.
     pub patterns: &'a [Pattern],
@@ -101,7 +104,7 @@ impl Signs<'_> {
     pub fn tell(&self, system_call: impl Fn(i32) -> Option<Vec<u64>>, is_thread: impl Fn(i32) -> bool) -> Vcpus {
         let mut vcpus = Vcpus::default();
         let candidates: Vec<&Thread> = self.threads.iter().filter(|thread| !thread.is_user_worker).collect();
-        let lives = |tid: i32| candidates.iter().find(|thread| thread.tid == tid);
+        let lives = |tid: i32| candidates.get(candidates.binary_search_by_key(&tid, |thread| thread.tid).ok()?);
 
         for known in self.debugfs.unwrap_or_default() {
             match lives(known.tid) {
@@ -151,8 +154,8 @@ impl Vcpus {
 
     /// Adds a thread unless it is known already by a better proof.
     fn add(&mut self, thread: &Thread, index: Option<u32>, proof: Proof) {
-        if self.threads.iter().all(|known| known.tid != thread.tid) {
-            self.threads.push(Vcpu { tid: thread.tid, start: thread.start, index, proof });
+        if let Err(at) = self.threads.binary_search_by_key(&thread.tid, |known| known.tid) {
+            self.threads.insert(at, Vcpu { tid: thread.tid, start: thread.start, index, proof });
         }
     }
 }
@@ -330,7 +333,7 @@ mod tests {
         let vcpus = of(&process, &threads, &[], Some(&debugfs)).unwrap();
         assert_eq!(
             vcpus.threads.iter().map(|vcpu| (vcpu.tid, vcpu.index)).collect::<Vec<_>>(),
-            [(102, Some(0)), (101, Some(1))]
+            [(101, Some(1)), (102, Some(0))]
         );
         assert!(vcpus.are_all_known());
         // Without KVM's word and without names there is nobody to tell, and two are known to be missing.

@@ -1,53 +1,17 @@
 //! cgroup v1: the values that a sandbox's groups are to have.
 //!
-//! What differs is written, nothing else; and in an order that the kernel takes and that never lets the guest have more in
-//! between than before or after.
+//! They are written in an order that the kernel takes and that never lets the guest have more in between than before or after.
 
 use crate::cgroup::cpulist::CpuList;
-use crate::cgroup::demand::{Cpus, Demand};
+use crate::cgroup::demand::Demand;
 use crate::cgroup::file::{CPUS, MEMS, PERIOD, QUOTA, RT_PERIOD, RT_RUNTIME, SHARES};
 use crate::cgroup::group::GroupPath;
-use crate::cgroup::site::Site;
-use crate::cgroup::{Controller, Part};
+use crate::cgroup::settings::{Limit, Settings, is_at_least};
+use crate::cgroup::site::{Level, Site};
 use crate::error::Error;
 
-/// A value to write into a file of a level's group.
-pub type Assignment = (GroupPath, &'static str, String);
-
-/// What the groups are to be given, in the order of writing, and what there is to say about it.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    pub assignments: Vec<Assignment>,
-    /// The quota and period in µs that act on the vCPUs, be they ours or an ancestor's; none is without limit.
-    pub limit: Option<(u64, u64)>,
-    /// The CPUs that they may use.
-    pub cpus: Option<String>,
-    pub notes: Vec<String>,
-}
-
-/// Decides the values of every group of `sites`: only those that differ from what stands there.
-pub fn settings(sites: &[Site], demand: &Demand) -> Result<Settings, Error> {
-    let mut settings = Settings::default();
-    for site in sites.iter().filter(|site| site.part == Part::Constrained) {
-        if site.group.hierarchy.carries(Controller::Cpuset) {
-            set_cpuset(site, demand, &mut settings)?;
-        }
-        if site.group.hierarchy.carries(Controller::Cpu) {
-            set_cpu(site, demand, &mut settings);
-        }
-    }
-    // An unconstrained group in a hierarchy that carries cpuset as well takes no process while that is empty.
-    let (anywhere, cpus) = (Demand::of([])?, settings.cpus.take());
-    for site in sites.iter().filter(|site| site.part == Part::Unconstrained) {
-        if site.group.hierarchy.carries(Controller::Cpuset) {
-            set_cpuset(site, &anywhere, &mut settings)?;
-        }
-    }
-    settings.cpus = cpus;
-    Ok(settings)
-}
-
-fn set_cpu(site: &Site, demand: &Demand, settings: &mut Settings) {
+/// Decides the CPU time of a constrained group.
+pub fn set_cpu(site: &Site, demand: &Demand, settings: &mut Settings) {
     let present = site.own().map(|own| &own.values);
     let mut wanted = vec![(SHARES, demand.shares.to_string())];
     let mut quota = demand.quota();
@@ -57,11 +21,7 @@ fn set_cpu(site: &Site, demand: &Demand, settings: &mut Settings) {
         if is_reached {
             // The ancestor caps already. A quota of ours would forbid lowering it (EINVAL in kubelet's in-place resize).
             if let Some(quota) = quota {
-                let of = |(quota, period): (u64, u64)| format!("{quota}/{period}");
-                let (asked, got) = (of((quota, demand.period)), of(limit));
-                if asked != got {
-                    settings.notes.push(format!("asked {asked}, capped at {got} by {}", ancestor.absolute().display()));
-                }
+                settings.note_cap((quota, demand.period), limit, ancestor);
             }
             quota = None;
             settings.limit = Some(limit);
@@ -80,7 +40,7 @@ fn set_cpu(site: &Site, demand: &Demand, settings: &mut Settings) {
         Some(_) => settings.notes.push("realtime left out: this kernel has no realtime groups".into()),
         None => {}
     }
-    assign(site, wanted, settings);
+    settings.assign(site, wanted);
 }
 
 /// Whether the kernel has realtime groups (CONFIG_RT_GROUP_SCHED): the file is at the top of the hierarchy then.
@@ -89,31 +49,30 @@ fn has_realtime(site: &Site) -> bool {
     top.is_some_and(|top| top.values.contains_key(RT_RUNTIME))
 }
 
-fn is_at_least(ours: (u64, u64), theirs: (u64, u64)) -> bool {
-    let cpus = |(quota, period): (u64, u64)| Cpus::of(i64::try_from(quota).ok()?, period);
-    matches!((cpus(ours), cpus(theirs)), (Some(ours), Some(theirs)) if ours.is_at_least(theirs))
-}
-
 /// The nearest group above that has a quota. v1 lets no group below it have more, so it is the tightest.
 fn limit_above(site: &Site) -> Option<(&GroupPath, (u64, u64))> {
-    site.above().find_map(|level| {
-        let values = &level.standing.as_ref()?.values;
-        let quota = values.get(QUOTA)?.parse::<u64>().ok().filter(|quota| *quota > 0)?;
-        Some((&level.path, (quota, values.get(PERIOD)?.parse().ok()?)))
-    })
+    site.above().find_map(|level| Some((&level.path, limit_of(level)?)))
 }
 
-fn set_cpuset(site: &Site, demand: &Demand, settings: &mut Settings) -> Result<(), Error> {
+/// The quota and period of a group that has a quota.
+pub fn limit_of(level: &Level) -> Option<Limit> {
+    let quota = level.value(QUOTA)?.parse::<u64>().ok().filter(|quota| *quota > 0)?;
+    Some((quota, level.value(PERIOD)?.parse().ok()?))
+}
+
+/// Decides the CPUs and memory nodes of a group, and fills those of ours above it that are empty.
+pub fn set_cpuset(site: &Site, demand: &Demand, settings: &mut Settings) -> Result<(), Error> {
     let mut wanted = Vec::new();
     for (file, asked) in [(CPUS, &demand.cpus), (MEMS, &demand.mems)] {
         let granted = fill_above(site, file, settings)?;
-        let list = grant(asked, &granted, file, site, settings)?;
+        let above = site.group.parent().unwrap_or_else(|| site.group.clone()).absolute();
+        let list = settings.grant(asked, &granted, file, &above.join(file))?.to_string();
         if file == CPUS {
             settings.cpus = Some(list.clone());
         }
         wanted.push((file, list));
     }
-    assign(site, wanted, settings);
+    settings.assign(site, wanted);
     Ok(())
 }
 
@@ -136,52 +95,16 @@ fn fill_above(site: &Site, file: &'static str, settings: &mut Settings) -> Resul
     Ok(granted)
 }
 
-/// What of `asked` the group can have; all that is granted where nothing is asked.
-fn grant(
-    asked: &CpuList,
-    granted: &CpuList,
-    file: &'static str,
-    site: &Site,
-    settings: &mut Settings,
-) -> Result<String, Error> {
-    if asked.is_empty() {
-        return Ok(granted.to_string());
-    }
-    let both = asked.and(granted);
-    let above = site.group.parent().unwrap_or_else(|| site.group.clone()).absolute();
-    if both.is_empty() {
-        let why = format!("none of them is in {} ({granted})", above.join(file).display());
-        return Err(Error::Demand { what: file, value: asked.to_string(), why });
-    }
-    let lost = asked.without(&both);
-    if !lost.is_empty() {
-        settings.notes.push(format!("{file} {lost} left out: not in {}", above.display()));
-    }
-    Ok(both.to_string())
-}
-
-/// Adds what differs from what stands there.
-fn assign(site: &Site, wanted: Vec<(&'static str, String)>, settings: &mut Settings) {
-    for (file, value) in wanted {
-        let is_there = site.own().is_some_and(|own| own.values.get(file).is_some_and(|present| is_same(present, &value)));
-        if !is_there {
-            settings.assignments.push((site.group.clone(), file, value));
-        }
-    }
-}
-
-/// The same value, however it is written: the kernel's "0-1" is our "0-1", an engine's may be "0,1".
-fn is_same(present: &str, wanted: &str) -> bool {
-    let list = |text: &str| text.parse::<CpuList>();
-    present == wanted || matches!((list(present), list(wanted)), (Ok(a), Ok(b)) if a == b && !a.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
     use oci_spec::runtime::LinuxCpu;
 
     use super::*;
-    use crate::cgroup::site::{Level, Standing};
+    use crate::cgroup::Controller;
+    use crate::cgroup::Part;
+    use crate::cgroup::settings;
+    use crate::cgroup::settings::{Assignment, is_same};
+    use crate::cgroup::site::Standing;
     use crate::testing;
 
     /// The files of a level and what is in them; `None` for one that is to be made.
@@ -200,7 +123,7 @@ mod tests {
         for (index, (path, fake)) in paths.into_iter().zip(fakes).enumerate() {
             levels.push(Level { path, standing: fake.map(|values| standing(index >= ours, values)) });
         }
-        Site { part: controller.part(), group, levels, is_adopted: false }
+        testing::site(controller.part(), group, levels)
     }
 
     fn demand(json: &str) -> Demand {
@@ -323,9 +246,12 @@ mod tests {
         let pod: &[_] = &[(CPUS, "1-2"), (MEMS, "0")];
         let settings = cpuset(&[Some(ALL), Some(pod), None], 2, r#"{"cpus":"2-5"}"#).unwrap();
         assert_eq!(settings.cpus.as_deref(), Some("2"));
-        assert_eq!(settings.notes, ["cpuset.cpus 3-5 left out: not in /c/cpuset/pod"]);
+        assert_eq!(settings.notes, ["cpuset.cpus 3-5 left out: not in /c/cpuset/pod/cpuset.cpus"]);
         let error = cpuset(&[Some(ALL), Some(pod), None], 2, r#"{"cpus":"5"}"#).unwrap_err().to_string();
-        assert_eq!(error, "cpuset.cpus \"5\": none of them is in /c/cpuset/pod/cpuset.cpus (1-2)");
+        assert_eq!(
+            error,
+            "cpuset.cpus \"5\": none of them is in /c/cpuset/pod/cpuset.cpus (1-2): ask for some of those, or widen that"
+        );
         let error = cpuset(&[Some(ALL), Some(pod), None], 2, r#"{"mems":"7"}"#).unwrap_err().to_string();
         assert!(error.contains("cpuset.mems"), "{error}");
     }
