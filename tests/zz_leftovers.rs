@@ -8,7 +8,7 @@ mod testenv;
 use std::fs;
 use std::path::Path;
 
-use testenv::{CONTROLLERS, Group};
+use testenv::{Group, everywhere};
 
 /// The number in `kch-test-<pid>-…` or `kch_test_<pid>_…`.
 fn maker(name: &str) -> Option<u32> {
@@ -23,20 +23,17 @@ fn is_left_over(name: &str) -> bool {
 
 #[test]
 fn no_group_of_a_finished_test_is_left() {
-    let trees = CONTROLLERS.iter().flat_map(|controller| Group::new(controller, "/").tree());
+    let trees = everywhere("/").into_iter().flat_map(|top| top.tree());
     let left: Vec<Group> = trees.filter(|group| is_left_over(&group.path)).collect();
     assert!(left.is_empty(), "{left:#?}");
 }
 
 #[test]
 fn no_empty_directory_that_all_tests_shared_is_left() {
-    for controller in CONTROLLERS {
-        for path in ["/kata", "/kata/vc", "/vc"] {
-            let group = Group::new(controller, path);
-            // Where somebody is in it, or something is below it, it is in use by somebody else.
-            let unused = group.exists() && group.children().is_empty() && group.threads().is_empty();
-            assert!(!unused, "{group:?} is left, and empty");
-        }
+    for group in ["/kata", "/kata/vc", "/vc"].into_iter().flat_map(everywhere) {
+        // Where somebody is in it, or something is below it, it is in use by somebody else.
+        let unused = group.exists() && group.children().is_empty() && group.threads().is_empty();
+        assert!(!unused, "{group:?} is left, and empty");
     }
 }
 

@@ -38,20 +38,18 @@ fn an_unplugged_vcpu_leaves_its_descriptor_behind() {
 #[test]
 fn dropping_an_environment_ends_its_processes_and_removes_its_groups() {
     let Some(env) = Env::new() else { return };
-    let (name, dir, group) = (env.name.clone(), env.dir.clone(), format!("{}/pod/x", env.top()));
-    premake(&group);
+    let (name, dir, path) = (env.name.clone(), env.dir.clone(), format!("{}/pod/x", env.top()));
+    let groups = premake(&path);
     let sandbox = env.sandbox().virtiofsd().start();
     let processes = sandbox.processes();
-    for controller in CONTROLLERS {
-        Group::new(controller, &group).set("cgroup.procs", sandbox.pid);
-        assert_eq!(place_of(sandbox.pid, controller), Some(group.clone()));
+    for group in &groups {
+        group.take_in(sandbox.pid);
+        assert!(group.holds(sandbox.pid), "{group:?}");
     }
-    assert!(!env.dump().lines_with(&format!("{group} holds threads of {}", sandbox.pid)).is_empty());
+    assert!(!env.dump().lines_with(&format!("{path} holds threads of {}", sandbox.pid)).is_empty());
     drop(sandbox);
     drop(env);
-    for controller in CONTROLLERS {
-        assert!(!Group::new(controller, &format!("/{name}")).exists());
-    }
+    assert!(!everywhere(&format!("/{name}")).iter().any(Group::exists));
     assert!(!dir.exists());
     wait_until("the processes' end", || !processes.iter().any(|pid| is_alive(*pid)));
 }

@@ -1,7 +1,7 @@
-//! Trouble: every call that can be refused is refused once, and the VM, its threads or the time run out at the worst moment.
+//! Trouble: what is refused again and again, and the VM, its threads or the time that run out at the worst moment.
 //!
 //! On the way in what was done is undone and the container fails with a reason. On the way out the rest is done all the same.
-//! Nowhere a panic, nowhere a thread that was moved into a group without its limit.
+//! Each call refused once is `refused`'s.
 
 use std::fs;
 use std::time::Duration;
@@ -11,204 +11,41 @@ use nix::unistd::Pid;
 
 use crate::testenv::*;
 
-/// Runs the hook with the K-th of these calls refused, for every K until none is refused any more; that last run has gone well.
-fn refuse_each(env: &Env, calls: &str, error: &str, run: impl Fn(&Strace) -> Run, mut judge: impl FnMut(&Run, &str)) {
-    for count in 1..2000 {
-        let strace = Strace::inject(env, &[&format!("{calls}:error={error}:when={count}")]);
-        let run = run(&strace);
-        let tampered = strace.tampered();
-        assert!(run.signal.is_none() && run.code != Some(101) && run.code != Some(134), "a panic: {tampered:?} {run:#?}");
-        let Some(call) = tampered.first() else {
-            assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "nothing was refused: {run:#?}");
-            return;
-        };
-        judge(&run, call);
-    }
-    panic!("{calls} never ends");
-}
-
-/// The file and the text of a write, as strace prints it: `write(5</sys/...>, "1024", 4) = -1 ENOSPC (...) (INJECTED)`.
-fn file_and_value(call: &str) -> Option<(String, String)> {
-    let file = call.split_once('<')?.1.split_once('>')?.0;
-    let value = call.split_once(", \"")?.1.split_once('"')?.0;
-    Some((file.to_owned(), value.trim_end_matches("\\n").to_owned()))
-}
-
 #[test]
-fn on_the_way_in_any_refused_write_is_named_and_all_is_undone() {
-    let Some(env) = Env::new() else { return };
-    let sandbox = env.sandbox().virtiofsd().start();
-    let bundle = env.bundle().cpu(serde_json::json!({ "quota": 150_000, "period": 50_000, "shares": 300, "cpus": "0" }));
-    let before = env.dump();
-    let mut refused = 0;
-    for error in ["ENOSPC", "EINVAL", "ERANGE", "EBUSY"] {
-        refuse_each(
-            &env,
-            "write,pwrite64",
-            error,
-            |strace| env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run(),
-            |run, call| {
-                if run.code == Some(0) {
-                    // Left out without harm; then it is none of the writes that place anybody.
-                    assert!(!call.contains("/sys/fs/cgroup"), "{call}: {run:#?}");
-                    sandbox.assert_placed(&env.group());
-                    sandbox.release(&bundle);
-                } else {
-                    refused += 1;
-                    assert_eq!(
-                        (run.code, run.stderr.lines().count(), run.stdout.as_str()),
-                        (Some(1), 1, ""),
-                        "{call}: {run:#?}"
-                    );
-                    run.logged("failed");
-                    let (file, value) = file_and_value(call).unwrap();
-                    if file.starts_with("/sys/fs/cgroup") {
-                        let name = file.rsplit('/').next().unwrap();
-                        let reason = explanation(error);
-                        assert!(run.stderr.contains(name) && run.stderr.contains(&value), "{call}: {run:#?}");
-                        assert!(run.stderr.contains(error) || run.stderr.contains(reason), "{call}: {run:#?}");
-                    }
-                }
-                before.assert_same(&env.dump(), call);
-            },
-        );
-        sandbox.assert_placed(&env.group());
-        sandbox.release(&bundle);
-        before.assert_same(&env.dump(), error);
-    }
-    assert!(refused >= 4 * 12, "{refused} writes were refused");
-}
-
-/// What the C library calls it, or a part of that.
-fn explanation(error: &str) -> &'static str {
-    match error {
-        "ENOSPC" => "No space left on device",
-        "EINVAL" => "Invalid argument",
-        "ERANGE" => "out of range",
-        "EBUSY" => "busy",
-        _ => unreachable!("an errno without its text"),
-    }
-}
-
-#[test]
-fn on_the_way_in_any_refused_mkdir_is_undone() {
+fn one_member_that_cannot_be_moved_out_keeps_no_other_in() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
-    let before = env.dump();
-    refuse_each(
-        &env,
-        "?mkdir,mkdirat",
-        "ENOSPC",
-        |strace| env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run(),
-        |run, call| {
-            assert_eq!((run.code, run.stderr.lines().count()), (Some(1), 1), "{call}: {run:#?}");
-            before.assert_same(&env.dump(), call);
-        },
-    );
-    sandbox.assert_placed(&env.group());
-}
-
-#[test]
-fn on_the_way_in_any_file_that_cannot_be_opened_leaves_all_or_nothing() {
-    let Some(env) = Env::new() else { return };
-    let sandbox = env.sandbox().start();
-    let bundle = env.bundle();
-    let before = env.dump();
-    for (calls, error) in
-        [("?open,openat,?openat2", "EIO"), ("?open,openat,?openat2", "EMFILE"), ("read,pread64", "EIO"), ("getdents64", "EIO")]
-    {
-        refuse_each(
-            &env,
-            calls,
-            error,
-            |strace| env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run(),
-            |run, call| {
-                // What the loader fails to open is no concern of the hook's.
-                if run.code == Some(127) {
-                    return;
-                }
-                assert!(run.stderr.lines().count() <= 1 && [Some(0), Some(1)].contains(&run.code), "{call}: {run:#?}");
-                if run.code == Some(0) && Group::new("cpu", &env.group()).exists() {
-                    assert_limited_if_placed(&sandbox, &env.group());
-                    sandbox.release(&bundle);
-                }
-                before.assert_same(&env.dump(), format!("{call}: {run:#?}"));
-            },
-        );
-        sandbox.assert_placed(&env.group());
-        sandbox.release(&bundle);
+    for from in premake(&format!("{}/from", env.top())) {
+        from.take_in(sandbox.pid);
     }
-}
-
-/// Never: threads moved and no limit set.
-#[track_caller]
-fn assert_limited_if_placed(sandbox: &Sandbox, group: &str) {
-    let cpu = Group::new("cpu", group);
-    let vcpus = sandbox.vcpu_threads();
-    if cpu.threads().iter().any(|tid| vcpus.contains(tid)) {
-        assert_eq!((cpu.value("cpu.cfs_quota_us").as_str(), cpu.value("cpu.shares").as_str()), ("150000", "1536"));
-    }
-    assert!(cpu.threads().is_disjoint(&sandbox.other_threads()));
-}
-
-#[test]
-fn on_the_way_out_a_refused_write_is_reported_and_the_rest_is_done() {
-    let Some(env) = Env::new() else { return };
-    let sandbox = env.sandbox().virtiofsd().start();
-    let bundle = env.bundle();
-    let before = env.dump();
-    for error in ["EBUSY", "EINVAL"] {
-        sandbox.place(&bundle);
-        refuse_each(
-            &env,
-            "write,pwrite64",
-            error,
-            |strace| env.hook("poststop").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run(),
-            |run, call| {
-                assert_eq!((run.code, run.stdout.as_str()), (Some(0), ""), "{call}: {run:#?}");
-                let result = run.only_log_line().get("result");
-                // Moved at the second try, or reported; and what one hierarchy refused, the others were not asked to suffer for.
-                assert!(result == "released" || (result == "failed" && run.stderr.lines().count() == 1), "{call}: {run:#?}");
-                if result == "failed" {
-                    let left: Vec<_> =
-                        CONTROLLERS.iter().filter(|controller| !env_groups(&env, controller).is_empty()).collect();
-                    assert!(left.len() <= 1, "{call} left groups in {left:?}: {run:#?}");
-                    sandbox.release(&bundle);
-                }
-                before.assert_same(&env.dump(), call);
-                sandbox.place(&bundle);
-            },
-        );
-        before.assert_same(&env.dump(), error);
-    }
-}
-
-fn env_groups(env: &Env, controller: &str) -> Vec<Group> {
-    [env.top(), format!("/kata{}", env.top())].iter().map(|path| Group::new(controller, path)).filter(Group::exists).collect()
-}
-
-#[test]
-fn one_thread_that_cannot_be_moved_out_keeps_no_other_in() {
-    let Some(env) = Env::new() else { return };
-    let sandbox = env.sandbox().start();
-    let bundle = env.bundle();
     premake(&format!("{}/pod", env.top()));
     sandbox.place(&bundle);
-    // Of the writes that move threads to the group above, every other one is refused: the first thread in each round.
-    let tasks = Group::new("cpu", &format!("{}/pod", env.top())).path_on_host().join("tasks");
+    let constrained = env.constrained("cpu");
+    let stranger = Process::sleeping();
+    let file = if constrained.is_below(&env.pod("cpu")) {
+        // Both vCPU threads go to the pod that they are in.
+        env.pod("cpu").threads_file()
+    } else {
+        // Where they are in no pod they go with their process to where that came from, and so does whoever else is in there.
+        constrained.parent().unwrap().take_in(stranger.pid());
+        Group::new("cpu", &format!("{}/from", env.top())).processes_file()
+    };
+    // Of the writes that move somebody there, every other one is refused: the first member in each round.
     let trace = env.dir.join("refused");
-    let strace = ["strace", "-f", "-o", trace.to_str().unwrap(), "-P", tasks.to_str().unwrap()];
+    let strace = ["strace", "-f", "-o", trace.to_str().unwrap(), "-P", file.to_str().unwrap()];
     let inject = ["-e", "trace=write", "-e", "inject=write:error=EINVAL:when=1+2", "--"];
     let hook = env.hook("poststop").state(bundle.state_with_id(&env.name, sandbox.pid));
     let run = hook.under(strace.into_iter().chain(inject)).run();
     assert!(fs::read_to_string(&trace).unwrap().contains("INJECTED"), "nothing was refused: {run:#?}");
     assert_eq!((run.code, run.stderr.lines().count()), (Some(0), 1), "{run:#?}");
-    assert!(run.stderr.contains("tasks") && run.stderr.contains("EINVAL"), "{run:#?}");
-    // Stopping at the first refusal, the second thread would never have had its turn.
-    let left = Group::new("cpu", &env.group());
-    assert!(!left.exists(), "kept in: {:?}", left.threads());
-    assert!(!Group::new("memory", &format!("/kata{}", env.group())).exists(), "all else is done nevertheless");
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(run.stderr.contains(name) && run.stderr.contains("EINVAL"), "{run:#?}");
+    // Stopping at the first refusal, the second member would never have had its turn.
+    let left: Vec<Group> =
+        CPU_CONTROLLERS.map(|controller| env.constrained(controller)).into_iter().filter(Group::exists).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!env.unconstrained().exists(), "all else is done nevertheless");
 }
 
 #[test]
@@ -228,13 +65,16 @@ fn a_group_that_is_busy_for_a_moment_is_removed_all_the_same() {
 #[test]
 fn a_group_that_stays_busy_is_reported_at_the_deadline_and_left_to_the_next_run() {
     let Some(env) = Env::new() else { return };
-    env.configure("deadline-ms = 500\n");
     let mut sandbox = env.sandbox().start();
     let bundle = env.bundle();
     sandbox.place(&bundle);
     sandbox.kill();
     let strace = Strace::inject(&env, &["?rmdir,unlinkat:error=EBUSY"]);
-    let run = env.hook("poststop").state(bundle.state(0)).under(strace.wrapper()).run();
+    let hook = env.hook("poststop").state(bundle.state(0)).under(strace.wrapper()).start();
+    // The deadline is when somebody says so; by then everything has been tried more than once.
+    wait_until("a group to stay busy", || strace.tampered().len() > 50);
+    kill(Pid::from_raw(children_of(hook.pid())[0]), Signal::SIGTERM).unwrap();
+    let run = hook.wait();
     assert_eq!((run.code, run.stderr.lines().count()), (Some(0), 1), "{run:#?}");
     assert!(run.logged("failed").get("msg").contains("kata_"), "{run:#?}");
     env.hook("poststop").state(bundle.state(0)).run().succeeded().logged("released");
@@ -265,7 +105,7 @@ fn a_sigterm_on_the_way_in_undoes_what_was_done() {
     let before = env.dump();
     let strace = Strace::inject(&env, &["?mkdir,mkdirat:delay_exit=300000"]);
     let hook = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).start();
-    wait_until("the first group", || CONTROLLERS.iter().any(|controller| !env_groups(&env, controller).is_empty()));
+    wait_until("the first group", || !groups_named(&env.name).is_empty());
     let traced = children_of(hook.pid())[0];
     kill(Pid::from_raw(traced), Signal::SIGTERM).unwrap();
     let run = hook.wait().failed_with(1);
@@ -281,7 +121,7 @@ fn a_vmm_that_dies_while_it_is_placed_leaves_nothing_behind() {
         let bundle = env.bundle();
         let strace = Strace::inject(&env, &[delayed]);
         let hook = env.hook("poststart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).start();
-        wait_until("the first group", || CONTROLLERS.iter().any(|controller| !env_groups(&env, controller).is_empty()));
+        wait_until("the first group", || !groups_named(&env.name).is_empty());
         sandbox.kill();
         let run = hook.wait();
         assert!(run.code == Some(0) && run.signal.is_none(), "{run:#?}");
@@ -320,11 +160,8 @@ fn a_directory_that_somebody_removes_meanwhile_is_made_again() {
     // Another sandbox's release prunes the directory that both share, between this one's two mkdirs.
     let strace = Strace::inject(&env, &["?mkdir,mkdirat:delay_exit=100000:when=1..6"]);
     let hook = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).start();
-    let shared: Vec<Group> = CONTROLLERS
-        .iter()
-        .flat_map(|controller| [env.top(), format!("/kata{}", env.top())].map(|path| Group::new(controller, &path)))
-        .collect();
-    wait_until("a shared directory to remove", || shared.iter().any(|group| fs::remove_dir(group.path_on_host()).is_ok()));
+    let is_removed = |group: &Group| fs::remove_dir(group.path_on_host()).is_ok();
+    wait_until("a shared directory to remove", || groups_named(&env.name).iter().any(is_removed));
     hook.wait().succeeded().logged("placed");
     sandbox.assert_placed(&env.group());
 }
@@ -335,7 +172,8 @@ fn a_run_that_was_killed_is_made_good_by_the_next() {
     let sandbox = env.sandbox().virtiofsd().start();
     let bundle = env.bundle();
     let before = env.dump();
-    for count in [2, 5, 9, 14, 20] {
+    let writes = steps_ahead(&env, &bundle, sandbox.pid, &["set", "move"]);
+    for count in [2, writes / 4, writes / 2, writes * 3 / 4, writes] {
         let strace = Strace::inject(&env, &[&format!("write,pwrite64:signal=KILL:when={count}")]);
         let killed = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run();
         assert_ne!(killed.code, Some(0), "{killed:#?}");
@@ -347,17 +185,37 @@ fn a_run_that_was_killed_is_made_good_by_the_next() {
 }
 
 #[test]
+fn a_group_whose_maker_was_killed_before_it_marked_it_is_found_again_without_a_record() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    for count in 1.. {
+        let strace = Strace::inject(&env, &[&format!("fsetxattr:signal=KILL:when={count}")]);
+        let killed = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run();
+        if killed.code == Some(0) {
+            assert!(count > 1, "never killed");
+            break;
+        }
+        env.hook("prestart").state(bundle.state(sandbox.pid)).run().succeeded();
+        fs::remove_file(env.state_dir().join(format!("{}.json", env.name))).unwrap();
+        sandbox.release(&bundle).logged("released");
+        env.assert_no_groups();
+    }
+}
+
+#[test]
 fn a_run_that_was_killed_is_cleaned_up_by_a_release_alone() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().virtiofsd().start();
     let bundle = env.bundle();
     let before = env.dump();
-    for call in ["?mkdir,mkdirat:signal=KILL:when=3", "?mkdir,mkdirat:signal=KILL:when=6", "write,pwrite64:signal=KILL:when=9"]
-    {
-        let strace = Strace::inject(&env, &[call]);
+    let groups = steps_ahead(&env, &bundle, sandbox.pid, &["create"]);
+    let writes = steps_ahead(&env, &bundle, sandbox.pid, &["set", "move"]);
+    for (call, count) in [("?mkdir,mkdirat", 3), ("?mkdir,mkdirat", groups), ("write,pwrite64", writes / 2)] {
+        let strace = Strace::inject(&env, &[&format!("{call}:signal=KILL:when={count}")]);
         let killed = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run();
         assert_ne!(killed.code, Some(0), "{killed:#?}");
         sandbox.release(&bundle);
-        before.assert_same(&env.dump(), call);
+        before.assert_same(&env.dump(), format!("killed at {call} {count}"));
     }
 }

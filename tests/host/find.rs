@@ -123,6 +123,29 @@ fn a_half_written_file_is_no_obstacle_where_another_names_the_vm() {
 }
 
 #[test]
+fn what_may_name_a_helper_and_does_not_count_is_told_though_the_vmm_is_found() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().virtiofsd().start();
+    let bundle = env.bundle();
+    let file = sandbox.runtime_dir("sbs").join("persist.json");
+    let poststart = || env.hook("poststart").state(bundle.state(sandbox.pid)).run().succeeded();
+    set_mode(&file, 0o602);
+    let run = poststart();
+    let line = run.logged("partial");
+    assert!(line.priority == 28 && line.get("msg").contains("persist.json can be written by others"), "{line:?}");
+    sandbox.assert_vcpus_in(&env.group());
+    // One that names somebody else in a helper's place is told as well.
+    set_mode(&file, 0o600);
+    let stranger = Process::sleeping();
+    sandbox.write_persist_json(Some(stranger.pid()));
+    let run = poststart();
+    assert!(run.only_log_line().get("msg").contains(&format!("process {} named by", stranger.pid())), "{run:#?}");
+    sandbox.write_persist_json(sandbox.virtiofsd_pid);
+    assert_eq!(poststart().logged("placed").get("msg"), "-");
+    sandbox.assert_placed(&env.group());
+}
+
+#[test]
 fn nobody_elses_proc_entries_are_ever_looked_at() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().virtiofsd().start();

@@ -194,10 +194,7 @@ fn sigterm_is_the_deadline_now() {
     env.configure("deadline-ms = 60000\n");
     for (stage, code) in [("prestart", 1), ("poststop", 0)] {
         let hook = env.hook(stage).state("{").hold_stdin().start();
-        // It is up once it has asked for its stdin.
-        let waits = || fs::read_to_string(format!("/proc/{}/wchan", hook.pid())).unwrap_or_default();
-        wait_until("the hook to wait for its stdin", || waits().contains("poll") || waits().contains("pipe") || waits() == "0");
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        wait_until("the hook to mind the signal", || minds(hook.pid(), Signal::SIGTERM));
         kill(Pid::from_raw(hook.pid()), Signal::SIGTERM).unwrap();
         let run = hook.wait();
         assert_eq!((run.code, run.signal), (Some(code), None), "{stage}: {run:#?}");
@@ -443,8 +440,7 @@ fn for_everybody<'e>(env: &'e Env, stage: &str) -> Hook<'e> {
     let binary = env.dir.join("kata-cgroup-hook");
     let hook = env.hook(stage);
     if !binary.exists() {
-        fs::copy(&hook.command_line()[0], &binary).unwrap();
-        set_mode(&binary, 0o755);
+        copy_program(&hook.command_line()[0], &binary);
         write_file(&env.config(), 0o644, &env.roots());
     }
     hook.binary(&binary)
@@ -484,6 +480,7 @@ fn a_lock_that_somebody_holds_past_the_deadline_fails_the_run_and_changes_nothin
     env.hook("poststart").state(bundle.state(sandbox.pid)).run().failed_with(0).logged("failed");
     before.assert_same(&env.dump(), "locked");
     drop(lock);
+    env.configure("");
     sandbox.place(&bundle);
 }
 
@@ -491,10 +488,19 @@ fn a_lock_that_somebody_holds_past_the_deadline_fails_the_run_and_changes_nothin
 fn a_log_that_takes_nothing_more_holds_nobody_up() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
-    let stuffed = UnixDatagram::unbound().unwrap();
-    stuffed.connect(env.dir.join("log")).unwrap();
-    stuffed.set_nonblocking(true).unwrap();
-    while stuffed.send(b"<30>kata-cgroup-hook[1]: stuffing=yes").is_ok() {}
+    // Until one that has sent nothing yet cannot: a socket may be stopped by its own buffer before the reader's queue is full.
+    let mut stuffed = Vec::new();
+    loop {
+        let socket = UnixDatagram::unbound().unwrap();
+        socket.connect(env.dir.join("log")).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let send = || socket.send(b"<30>kata-cgroup-hook[1]: stuffing=yes").is_ok();
+        if !send() {
+            break;
+        }
+        while send() {}
+        stuffed.push(socket);
+    }
     let run = env.hook("prestart").state(env.bundle().state(sandbox.pid)).run().succeeded();
     assert!(run.log.iter().all(|line| line.keys() == ["stuffing"]), "{run:#?}");
     sandbox.assert_placed(&env.group());

@@ -2,23 +2,11 @@
 
 use crate::testenv::*;
 
-/// Where a dry run would put the vCPU threads and the processes: the groups of the cpu and memory hierarchies.
-fn groups_for(env: &Env, state: &str) -> (String, String) {
+/// A dry run would put the vCPU threads and the processes in the groups of this path.
+#[track_caller]
+fn assert_leads_to(env: &Env, state: &str, path: &str, why: &str) {
     let dry = env.hook("prestart").state(state).dry().run();
-    let steps = dry.steps();
-    let target = |verb: &str, controller: &str| {
-        let mount = Group::new(controller, "").path_on_host().display().to_string();
-        let mut targets: Vec<&str> = steps
-            .iter()
-            .filter(|step| step.starts_with(verb))
-            .filter_map(|step| step.rsplit(' ').next()?.strip_prefix(&mount))
-            .filter(|path| path.starts_with('/'))
-            .collect();
-        targets.dedup();
-        assert_eq!(targets.len(), 1, "one group in {controller}: {steps:#?}");
-        targets[0].to_owned()
-    };
-    (target("move-thread", "cpu"), target("move-process", "memory"))
+    dry.assert_moves_to(path, why);
 }
 
 #[test]
@@ -57,8 +45,7 @@ fn every_form_leads_to_a_group_below_the_mount() {
     ];
     for (form, expected) in forms {
         let bundle = env.bundle().cgroups_path(&form);
-        let groups = groups_for(&env, &bundle.state(sandbox.pid));
-        assert_eq!(groups, (expected.clone(), format!("/kata{expected}")), "cgroupsPath {form:?}");
+        assert_leads_to(&env, &bundle.state(sandbox.pid), &expected, &format!("cgroupsPath {form:?}"));
     }
 }
 
@@ -69,8 +56,7 @@ fn a_bundle_without_cgroups_path_gets_the_sandboxs_name_below_vc() {
     let mut bundle = env.bundle();
     bundle.config["linux"].as_object_mut().unwrap().remove("cgroupsPath");
     let bundle = bundle.write();
-    let expected = format!("/vc/kata_{}", env.name);
-    assert_eq!(groups_for(&env, &bundle.state(sandbox.pid)), (expected.clone(), format!("/kata{expected}")));
+    assert_leads_to(&env, &bundle.state(sandbox.pid), &format!("/vc/kata_{}", env.name), "no cgroupsPath");
 }
 
 #[test]
@@ -101,11 +87,11 @@ fn nothing_is_set_or_removed_in_a_directory_that_somebody_else_made() {
     let (id, slice) = (env.name.clone(), env.slice());
     premake(&format!("/{slice}.slice/{slice}-a.slice"));
     let parent = Group::new("cpu", &format!("/{slice}.slice/{slice}-a.slice"));
-    parent.set("cpu.cfs_quota_us", 180_000);
+    parent.set_quota(180_000);
     let bundle = env.bundle().cgroups_path(&format!("{slice}-a.slice:cri:{id}"));
     let before = env.dump();
     sandbox.place(&bundle);
-    assert_eq!((parent.value("cpu.cfs_quota_us").as_str(), parent.value("cpu.shares").as_str()), ("180000", "1024"));
+    assert_eq!((parent.quota(), parent.share()), (Some(180_000), share_of(1024)));
     sandbox.release(&bundle);
     let values = |dump: &Dump| {
         dump.lines_with(&slice).into_iter().filter(|line| !line.contains("holds")).map(str::to_owned).collect::<Vec<_>>()

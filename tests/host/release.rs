@@ -1,15 +1,14 @@
 //! Releasing a sandbox: everybody goes back to where they belong, and no group of ours is left.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use crate::testenv::*;
 
 /// Puts all threads of the sandbox's processes in this group of every hierarchy.
 fn move_all(sandbox: &Sandbox, path: &str) {
-    for controller in CONTROLLERS {
-        let group = Group::new(controller, path);
-        group.make();
-        sandbox.processes().iter().for_each(|pid| group.set("cgroup.procs", pid));
+    for group in premake(path) {
+        sandbox.processes().iter().for_each(|pid| group.take_in(*pid));
     }
 }
 
@@ -33,18 +32,18 @@ fn vcpus_go_to_the_directory_above_where_that_is_somebody_elses() {
     let sandbox = env.sandbox().start();
     let (from, pod) = (format!("{}/from", env.top()), format!("{}/pod", env.top()));
     move_all(&sandbox, &from);
-    premake(&pod);
+    let pods = premake(&pod);
     let bundle = env.bundle();
     sandbox.place(&bundle);
     sandbox.release(&bundle).logged("released");
-    for tid in sandbox.vcpu_threads() {
-        for controller in CPU_CONTROLLERS {
-            assert_eq!(place_of(tid, controller), Some(pod.clone()), "{controller}");
-        }
+    for controller in CPU_CONTROLLERS {
+        let (constrained, pod) = (env.constrained(controller), env.pod(controller));
+        // What is ours from the top says nothing about where they belong: there the record is asked.
+        let home = if constrained.is_below(&pod) { pod } else { Group::new(controller, &from) };
+        assert!(sandbox.vcpu_threads().into_iter().all(|tid| home.holds(tid)), "{home:?}");
     }
-    // /kata is ours from the top, so there the record is asked.
-    assert_eq!(place_of(sandbox.pid, "memory"), Some(from));
-    assert!(Group::new("cpu", &pod).exists() && Group::new("cpu", &pod).children().is_empty());
+    assert!(Group::new("memory", &from).holds(sandbox.pid));
+    assert!(pods.iter().all(|pod| pod.exists() && pod.children().is_empty()));
 }
 
 #[test]
@@ -55,13 +54,14 @@ fn where_the_group_they_came_from_is_gone_all_go_to_the_nearest_that_is_not_ours
     move_all(&sandbox, &from);
     let bundle = env.bundle();
     sandbox.place(&bundle);
-    for controller in CPU_CONTROLLERS {
-        sandbox.other_threads().iter().for_each(|tid| Group::new(controller, "/").set("tasks", tid));
+    for from in everywhere(&from) {
+        // Who has been left there goes, so that it can be removed.
+        from.threads().iter().for_each(|tid| Group::top_of(from.hierarchy).take_in_thread(*tid));
+        assert!(from.remove_tree(), "{from:?}");
     }
-    assert!(CONTROLLERS.iter().all(|controller| Group::new(controller, &from).remove_tree()));
     sandbox.release(&bundle).logged("released");
     for tid in sandbox.vcpu_threads() {
-        assert!(CONTROLLERS.iter().all(|controller| place_of(tid, controller).as_deref() == Some("/")));
+        assert!(everywhere("/").iter().all(|top| top.holds(tid)));
     }
     env.assert_no_groups();
 }
@@ -230,12 +230,9 @@ fn a_sandbox_that_ended_without_a_hook_is_released_by_the_next_run() {
     let bundle = env.bundle_of(Engine::CriO, Kind::Workload, &next.id, "decade");
     env.hook("prestart").state(bundle.state(next.pid)).run().succeeded();
     next.assert_placed(&format!("{}/pod/kata_{}", env.top(), next.id));
-    for controller in CONTROLLERS {
-        for top in ["", "/kata"] {
-            let group = Group::new(controller, &format!("{top}{}/pod/kata_{}", env.top(), ended.id));
-            assert!(!group.exists(), "{group:?}");
-        }
-    }
+    let groups = groups_named(&env.name).into_iter().flat_map(|group| group.tree());
+    let left: Vec<Group> = groups.filter(|group| group.path.contains(&ended.id)).collect();
+    assert!(left.is_empty(), "{left:?}");
     assert!(!env.state_dir().join(format!("{}.json", ended.id)).exists());
 }
 
@@ -259,17 +256,13 @@ fn other_sandboxes_stay_as_they_are_and_shared_directories_go_with_the_last() {
 fn directories_that_somebody_else_made_stay() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
-    premake(&format!("{}/pod", env.top()));
-    premake(&format!("/kata{}", env.top()));
+    let theirs = ["", "/kata"].map(|above| premake(&format!("{above}{}/pod", env.top()))).concat();
     let bundle = env.bundle().cgroups_path(&format!("{}/pod/ours/c", env.top()));
     sandbox.place(&bundle);
     sandbox.assert_placed(&format!("{}/pod/ours/kata_c", env.top()));
     sandbox.release(&bundle).logged("released");
-    for controller in CONTROLLERS {
-        for path in [format!("{}/pod", env.top()), format!("/kata{}", env.top())] {
-            let group = Group::new(controller, &path);
-            assert!(group.exists() && group.children().is_empty(), "{group:?}");
-        }
+    for group in theirs {
+        assert!(group.exists() && group.children().is_empty(), "{group:?}");
     }
 }
 
@@ -279,19 +272,23 @@ fn somebody_elses_group_inside_ours_stays_and_is_said() {
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
     sandbox.place(&bundle);
-    let foreign = Group::new("cpu", &format!("{}/foreign", env.group()));
-    foreign.make();
-    let guest = Process::sleeping();
-    foreign.set("cgroup.procs", guest.pid());
+    let ours = env.constrained("cpu");
+    let foreign = ours.child("foreign");
+    foreign.mkdir().unwrap();
+    // A stranger in it, where the kernel lets one in: a child of v2's threaded group takes nobody from another domain.
+    let guest = (ours.hierarchy.version == Version::V1).then(Process::sleeping);
+    if let Some(guest) = &guest {
+        foreign.take_in(guest.pid());
+    }
     let run = env.hook("poststop").state(bundle.state(sandbox.pid)).run();
     assert_eq!((run.code, run.stderr.lines().count()), (Some(0), 1), "{run:#?}");
     let line = run.logged("failed");
-    assert!(line.priority == 27 && line.get("msg").contains(&env.group()), "{line:?}");
-    assert_eq!(place_of(guest.pid(), "cpu"), Some(foreign.path.clone()));
+    assert!(line.priority == 27 && line.get("msg").contains(&ours.path), "{line:?}");
+    assert!(foreign.exists() && guest.iter().all(|guest| foreign.holds(guest.pid())));
     // All else is done nevertheless.
-    for controller in ["cpuacct", "cpuset", "memory"] {
-        assert!(!Group::new(controller, &env.group()).exists(), "{controller}: {run:#?}");
-    }
+    assert!(ours.threads().is_empty(), "{run:#?}");
+    let others = groups_named(&env.name).into_iter().filter(|group| group.hierarchy != ours.hierarchy);
+    assert_eq!(others.collect::<Vec<_>>(), [], "{run:#?}");
     // And with the obstacle gone, the rest.
     drop(guest);
     wait_until("the foreign group to go", || foreign.remove_tree());
@@ -306,8 +303,11 @@ fn a_stranger_in_our_group_is_moved_out_and_not_harmed() {
     let bundle = env.bundle();
     sandbox.place(&bundle);
     let mut stranger = Process::sleeping();
-    for controller in CPU_CONTROLLERS {
-        Group::new(controller, &env.group()).set("cgroup.procs", stranger.pid());
+    let ours: BTreeSet<Group> = CPU_CONTROLLERS.map(|controller| env.constrained(controller)).into();
+    let domains = domains_at(&env.group());
+    for group in &ours {
+        // v2's threaded group takes nobody from another domain: there it is the domain that a stranger can get into.
+        domains.iter().find(|domain| group.is_below(domain)).unwrap_or(group).take_in(stranger.pid());
     }
     sandbox.release(&bundle).logged("released");
     assert!(stranger.is_running());
@@ -355,19 +355,17 @@ fn the_pause_containers_poststart_does_not_lift_an_idle_sandboxs_limits() {
     let workload = env.bundle_of(Engine::Containerd, Kind::Workload, &env.name, "c0ffee");
     env.hook("poststart").state(workload.state(sandbox.pid)).run().succeeded().logged("placed");
     env.hook("poststop").state(workload.state(sandbox.pid)).run().succeeded();
-    let cpu = Group::new("cpu", &env.group());
-    let limits = || (cpu.value("cpu.cfs_quota_us"), cpu.value("cpu.shares"));
-    let last = limits();
-    assert_ne!(last.0, "-1");
+    let last = env.limits();
+    assert!(last.quota.is_some());
     env.hook("poststart").state(pause.state(sandbox.pid)).run().succeeded();
-    assert_eq!(limits(), last);
+    assert_eq!(env.limits(), last);
     // The next container's demand counts by itself.
     let next = env
         .bundle_of(Engine::Containerd, Kind::Workload, &env.name, "decade")
         .cpu(serde_json::json!({ "quota": 70_000, "period": 100_000 }));
     next.clone().write();
     env.hook("poststart").state(next.state(sandbox.pid)).run().succeeded();
-    assert_eq!(limits(), ("70000".to_owned(), "1024".to_owned()));
+    assert_eq!(env.limits(), Limits::none().quota(70_000));
 }
 
 #[test]

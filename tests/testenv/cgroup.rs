@@ -1,51 +1,141 @@
-//! The cgroup v1 hierarchies as the kernel shows them: where a thread is, who is in a group, what it is limited to.
-//!
-//! Deliberately not the hook's own code: a witness that shared its reader would share its mistakes.
+//! Groups as the kernel shows them: who is in one, what is written in its files; and where a sandbox's groups are.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The controllers the hook manages.
-pub(crate) const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "cpuset", "memory"];
-/// Those that hold the vCPU threads.
-pub(crate) const CPU_CONTROLLERS: [&str; 3] = ["cpu", "cpuacct", "cpuset"];
+use nix::errno::Errno;
+
+use super::env::wait_until;
+use super::hierarchy::{CPU_CONTROLLERS, Hierarchy, Version, hierarchies, place_in};
+
 /// The directories that the sandboxes of all tests share, children first.
 pub(super) const SHARED_PARENTS: [&str; 3] = ["/kata/vc", "/kata", "/vc"];
 
-/// A group in the hierarchy of one controller; it need not exist.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A group of a hierarchy; it need not exist.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Group {
-    pub controller: String,
+    pub hierarchy: &'static Hierarchy,
     pub path: String,
 }
 
+/// The group at this path in every hierarchy, as an engine or kubelet makes it.
+pub(crate) fn everywhere(path: &str) -> Vec<Group> {
+    hierarchies().map(|hierarchy| Group { hierarchy, path: path.to_owned() }).collect()
+}
+
+/// Where the vCPU threads belong in the hierarchy of this controller if cgroupsPath leads to `path` (`<dir>/kata_<base>`).
+///
+/// On v1 that group lies in the pod's own. On v2 threads move only within their process's domain, which is out of the pod: the
+/// vCPUs' group is in there.
+pub(crate) fn constrained_at(path: &str, controller: &str) -> Group {
+    let hierarchy = hierarchy_of(controller);
+    match hierarchy.version {
+        Version::V1 => Group { hierarchy, path: path.to_owned() },
+        Version::V2 => domain_in(hierarchy, path).child("vcpu"),
+    }
+}
+
+/// Where the processes belong in the hierarchy that limits memory.
+pub(crate) fn unconstrained_at(path: &str) -> Group {
+    domain_in(hierarchy_of("memory"), path)
+}
+
+/// Where the processes belong, in every hierarchy that has a place for them.
+pub(crate) fn domains_at(path: &str) -> Vec<Group> {
+    hierarchies().filter(|hierarchy| hierarchy.has_domains()).map(|hierarchy| domain_in(hierarchy, path)).collect()
+}
+
+/// Those of cgroup v2 that have a group for the vCPUs below them: in the domain itself those are not limited.
+pub(crate) fn unlimited_domains_at(path: &str) -> Vec<Group> {
+    let has_vcpu_group = |hierarchy: &Hierarchy| {
+        hierarchy.version == Version::V2 && CPU_CONTROLLERS.iter().any(|controller| hierarchy.carries(controller))
+    };
+    domains_at(path).into_iter().filter(|domain| has_vcpu_group(domain.hierarchy)).collect()
+}
+
+fn domain_in(hierarchy: &'static Hierarchy, path: &str) -> Group {
+    Group { hierarchy, path: format!("/kata{path}") }
+}
+
+fn hierarchy_of(controller: &str) -> &'static Hierarchy {
+    Hierarchy::of(controller).unwrap_or_else(|| panic!("this host has no {controller} controller"))
+}
+
 impl Group {
+    /// The group at this path in the hierarchy that carries the controller.
     pub(crate) fn new(controller: &str, path: &str) -> Group {
-        Group { controller: controller.to_owned(), path: path.to_owned() }
+        Group { hierarchy: hierarchy_of(controller), path: path.to_owned() }
+    }
+
+    pub(crate) fn top_of(hierarchy: &'static Hierarchy) -> Group {
+        Group { hierarchy, path: "/".to_owned() }
+    }
+
+    pub(crate) fn child(&self, name: &str) -> Group {
+        Group { hierarchy: self.hierarchy, path: format!("{}/{name}", self.path.trim_end_matches('/')) }
+    }
+
+    pub(crate) fn parent(&self) -> Option<Group> {
+        let (parent, name) = self.path.rsplit_once('/')?;
+        let path = if parent.is_empty() { "/" } else { parent };
+        (!name.is_empty()).then(|| Group { hierarchy: self.hierarchy, path: path.to_owned() })
+    }
+
+    /// This group and all above it.
+    pub(crate) fn upwards(&self) -> impl Iterator<Item = Group> + use<> {
+        std::iter::successors(Some(self.clone()), Group::parent)
+    }
+
+    pub(crate) fn is_below(&self, other: &Group) -> bool {
+        self != other && self.upwards().any(|group| group == *other)
     }
 
     pub(crate) fn path_on_host(&self) -> PathBuf {
-        let mount = mount_of(&self.controller).expect("a mounted controller");
-        PathBuf::from(format!("{mount}{}", self.path))
+        PathBuf::from(format!("{}{}", self.hierarchy.mount, self.path))
     }
 
     pub(crate) fn exists(&self) -> bool {
         self.path_on_host().is_dir()
     }
 
+    /// The file that lists its threads and takes single ones in.
+    pub(crate) fn threads_file(&self) -> PathBuf {
+        self.path_on_host().join(match self.hierarchy.version {
+            Version::V1 => "tasks",
+            Version::V2 => "cgroup.threads",
+        })
+    }
+
+    pub(crate) fn processes_file(&self) -> PathBuf {
+        self.path_on_host().join("cgroup.procs")
+    }
+
     pub(crate) fn threads(&self) -> BTreeSet<i32> {
-        self.members("tasks")
+        numbers_in(&self.threads_file())
     }
 
+    /// Of a domain with threads in groups of its own below it: the processes of those, too.
     pub(crate) fn processes(&self) -> BTreeSet<i32> {
-        self.members("cgroup.procs")
+        numbers_in(&self.processes_file())
     }
 
-    fn members(&self, file: &str) -> BTreeSet<i32> {
-        self.value(file).lines().map(|line| line.parse().unwrap()).collect()
+    /// Whether a thread is in it, and not in a group below.
+    pub(crate) fn holds(&self, tid: i32) -> bool {
+        place_in(tid, self.hierarchy).is_some_and(|place| place == self.path)
+    }
+
+    /// Moves a whole process in.
+    pub(crate) fn take_in(&self, pid: i32) {
+        self.set("cgroup.procs", pid);
+    }
+
+    /// Moves a single thread in.
+    pub(crate) fn take_in_thread(&self, tid: i32) {
+        self.set(&self.threads_file().file_name().unwrap().to_string_lossy(), tid);
     }
 
     /// A file's text without its last newline; empty where the group or the file is gone.
@@ -53,29 +143,62 @@ impl Group {
         fs::read_to_string(self.path_on_host().join(file)).unwrap_or_default().trim_end().to_owned()
     }
 
-    pub(crate) fn set(&self, file: &str, value: impl Display) {
-        let path = self.path_on_host().join(file);
-        fs::write(&path, value.to_string()).unwrap_or_else(|error| panic!("{value} > {}: {error}", path.display()));
+    /// Whether it has this file: not where its controller is elsewhere, or is not handed down to it.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        self.path_on_host().join(file).exists()
     }
 
-    /// Makes the group and what is missing above it. A cpuset takes nobody in until it is filled, from its parent.
+    pub(crate) fn set(&self, file: &str, value: impl Display) {
+        self.try_set(file, &value).unwrap_or_else(|error| panic!("{value} > {self:?}/{file}: {error}"));
+    }
+
+    fn try_set(&self, file: &str, value: impl Display) -> io::Result<()> {
+        fs::write(self.path_on_host().join(file), value.to_string())
+    }
+
+    /// Makes the group and what is missing above it, ready to take a process in: on v1 a cpuset takes nobody until it is filled,
+    /// on v2 a group has the files of a controller only where the one above hands it down.
     pub(crate) fn make(&self) {
-        if let Some(parent) = self.parent().filter(|parent| !parent.exists()) {
-            parent.make();
+        // A directory that all tests share may go while it is empty: then once more, from the top.
+        wait_until(&format!("{self:?} to be made"), || match self.try_make() {
+            Err(error) if matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOENT | Errno::ENODEV)) => false,
+            Err(error) => panic!("make {self:?}: {error}"),
+            Ok(()) => true,
+        });
+    }
+
+    fn try_make(&self) -> io::Result<()> {
+        let Some(parent) = self.parent() else { return Ok(()) };
+        parent.try_make()?;
+        if self.hierarchy.version == Version::V2 {
+            parent.hand_down_controllers()?;
         }
-        let _ = fs::create_dir(self.path_on_host());
-        if let (Some(parent), "cpuset") = (self.parent(), self.controller.as_str()) {
+        self.mkdir()?;
+        if self.hierarchy.version == Version::V1 && self.hierarchy.carries("cpuset") {
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 if self.value(file).is_empty() {
-                    self.set(file, parent.value(file));
+                    self.try_set(file, parent.value(file))?;
                 }
             }
         }
+        Ok(())
     }
 
-    pub(crate) fn parent(&self) -> Option<Group> {
-        let (parent, name) = self.path.rsplit_once('/')?;
-        (!name.is_empty()).then(|| Group::new(&self.controller, if parent.is_empty() { "/" } else { parent }))
+    /// The bare directory, as it comes from the kernel.
+    pub(crate) fn mkdir(&self) -> io::Result<()> {
+        match fs::create_dir(self.path_on_host()) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    /// On v2: every controller of the hook's that the group has, for its children, too. It must hold no process.
+    pub(crate) fn hand_down_controllers(&self) -> io::Result<()> {
+        let (available, enabled) = (self.value("cgroup.controllers"), self.value("cgroup.subtree_control"));
+        let lists = |list: &str, name: &str| list.split(' ').any(|listed| listed == name);
+        let missing = ["cpu", "cpuset", "memory"].into_iter().filter(|name| lists(&available, name) && !lists(&enabled, name));
+        let missing: Vec<String> = missing.map(|name| format!("+{name}")).collect();
+        if missing.is_empty() { Ok(()) } else { self.try_set("cgroup.subtree_control", missing.join(" ")) }
     }
 
     pub(crate) fn children(&self) -> Vec<Group> {
@@ -85,8 +208,7 @@ impl Group {
         let mut children: Vec<Group> = entries
             .flatten()
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| format!("{}/{}", self.path.trim_end_matches('/'), entry.file_name().to_string_lossy()))
-            .map(|path| Group::new(&self.controller, &path))
+            .map(|entry| self.child(&entry.file_name().to_string_lossy()))
             .collect();
         children.sort();
         children
@@ -110,48 +232,32 @@ impl Group {
     }
 }
 
-/// Where a thread is in a controller's hierarchy; `None` once it is gone.
-pub(crate) fn place_of(tid: i32, controller: &str) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{tid}/cgroup")).ok()?;
-    text.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let controllers = fields.next()?;
-        controllers.split(',').any(|name| name == controller).then(|| fields.next().unwrap_or_default().to_owned())
-    })
+impl fmt::Debug for Group {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}:{}", self.hierarchy, self.path)
+    }
 }
 
-/// The mount point of a v1 controller.
-pub(crate) fn mount_of(controller: &str) -> Option<&'static str> {
-    static MOUNTS: OnceLock<Vec<(String, String)>> = OnceLock::new();
-    let mounts = MOUNTS.get_or_init(|| {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        fields
-            .filter(|fields| fields.get(2) == Some(&"cgroup"))
-            .flat_map(|fields| fields[3].split(',').map(|option| (option.to_owned(), fields[1].to_owned())).collect::<Vec<_>>())
-            .collect()
-    });
-    mounts.iter().find(|(name, _)| name == controller).map(|(_, mount)| mount.as_str())
+fn numbers_in(file: &Path) -> BTreeSet<i32> {
+    fs::read_to_string(file).unwrap_or_default().lines().map(|line| line.parse().unwrap()).collect()
 }
 
-/// The topmost groups that bear an environment's name: at the root, under the shared parents, and as a slice.
-pub(crate) fn groups_named(controller: &str, name: &str) -> Vec<Group> {
+/// The topmost groups that bear an environment's name, in every hierarchy: at the root, under the shared parents, as a slice.
+pub(crate) fn groups_named(name: &str) -> Vec<Group> {
     let slice = name.replace('-', "_");
-    let parents = SHARED_PARENTS.iter().chain(["/"].iter());
-    parents
-        .flat_map(|parent| Group::new(controller, parent).children())
-        .filter(|group| {
-            let last = group.path.rsplit('/').next().unwrap_or_default();
-            last.contains(name) || last.contains(&slice)
-        })
-        .collect()
+    let parents = SHARED_PARENTS.iter().chain(["/"].iter()).flat_map(|parent| everywhere(parent));
+    let bears_it = |group: &Group| {
+        let last = group.path.rsplit('/').next().unwrap_or_default();
+        last.contains(name) || last.contains(&slice)
+    };
+    parents.flat_map(|parent| parent.children()).filter(bears_it).collect()
 }
 
 /// The shared parents that stood before this process made anything: somebody else's, to be left alone.
 pub(crate) fn shared_parents_before() -> &'static BTreeSet<Group> {
     static BEFORE: OnceLock<BTreeSet<Group>> = OnceLock::new();
     BEFORE.get_or_init(|| {
-        let all = CONTROLLERS.iter().flat_map(|controller| SHARED_PARENTS.map(|path| Group::new(controller, path)));
+        let all = SHARED_PARENTS.iter().flat_map(|path| everywhere(path));
         all.filter(|group| group.exists() && !group.tree().iter().any(|below| below.path.contains("kch"))).collect()
     })
 }

@@ -10,8 +10,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::cgroup::{CONTROLLERS, Group, groups_named, place_of};
+use super::cgroup::{Group, groups_named};
 use super::env::Env;
+use super::hierarchy::{Version, mounted, place_in};
 use super::process::{name_of, threads_of};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,25 +21,25 @@ pub(crate) struct Dump(BTreeSet<String>);
 impl Dump {
     pub(crate) fn of(env: &Env) -> Dump {
         let mut lines = BTreeSet::new();
-        for controller in CONTROLLERS {
-            for group in Group::new(controller, "/").children() {
-                if !is_volatile(&group.path) {
-                    lines.insert(format!("{controller}:{}", group.path));
-                }
+        // Also a v2 hierarchy that carries no controller of the hook's: it is to be left alone.
+        for hierarchy in mounted() {
+            let top = Group::top_of(hierarchy);
+            for group in top.children().iter().filter(|group| !is_volatile(&group.path)) {
+                lines.insert(format!("{group:?}"));
             }
-            lines.extend(values(&Group::new(controller, "/")));
-            for group in groups_named(controller, &env.name).iter().flat_map(Group::tree) {
-                lines.insert(format!("{controller}:{}", group.path));
-                lines.extend(values(&group));
-            }
+            lines.extend(values(&top));
             // A process by the groups its threads are in, not thread by thread: QEMU's workers come and go.
             for pid in env.watched() {
                 for thread in threads_of(pid) {
-                    if let Some(place) = place_of(thread.tid, controller) {
-                        lines.insert(format!("{controller}:{place} holds threads of {pid} ({})", name_of(pid)));
+                    if let Some(place) = place_in(thread.tid, hierarchy) {
+                        lines.insert(format!("{hierarchy:?}:{place} holds threads of {pid} ({})", name_of(pid)));
                     }
                 }
             }
+        }
+        for group in groups_named(&env.name).iter().flat_map(Group::tree) {
+            lines.insert(format!("{group:?}"));
+            lines.extend(values(&group));
         }
         for dir in [env.state_dir(), env.dir.join("vm"), env.dir.join("sbs"), env.dir.join("kata"), env.dir.join("bundles")] {
             files_below(&dir, &mut lines);
@@ -48,7 +49,10 @@ impl Dump {
             files_below(Path::new(dir), &mut lines);
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        lines.extend(mounts.lines().map(|line| format!("mount {line}")));
+        // Of the kinds that the hook has to do with; others come and go with whatever else the host does.
+        let kinds = [" - cgroup ", " - cgroup2 ", " - debugfs "];
+        let ours = mounts.lines().filter(|line| kinds.iter().any(|kind| line.contains(kind)));
+        lines.extend(ours.map(|line| format!("mount {line}")));
         Dump(lines)
     }
 
@@ -71,16 +75,41 @@ fn is_volatile(path: &str) -> bool {
     path == "/kata" || path == "/vc" || path.contains("kch-") || path.contains("kch_")
 }
 
-/// The limits of a group: the files somebody sets, not the ones the kernel counts in.
+/// What somebody sets in a group, not what the kernel counts in it; a file that is not there is as good as an empty one.
+///
+/// Of v2's root that is only what it hands down to its children, and that changes with whatever else runs on the host.
 fn values(group: &Group) -> Vec<String> {
-    let files = match group.controller.as_str() {
-        "cpu" => ["cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.rt_runtime_us"].as_slice(),
-        "cpuset" => ["cpuset.cpus", "cpuset.mems", "cpuset.cpu_exclusive", "cgroup.clone_children"].as_slice(),
-        "memory" => ["memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness"].as_slice(),
-        _ => ["notify_on_release"].as_slice(),
+    let files: Vec<&str> = match group.hierarchy.version {
+        Version::V1 => group.hierarchy.controllers.iter().flat_map(|controller| files_of_v1(controller)).copied().collect(),
+        Version::V2 if group.path == "/" => Vec::new(),
+        Version::V2 => FILES_OF_V2.to_vec(),
     };
-    files.iter().map(|file| format!("{}:{}/{file} = {}", group.controller, group.path, group.value(file))).collect()
+    files.iter().map(|file| format!("{group:?}/{file} = {}", group.value(file))).collect()
 }
+
+fn files_of_v1(controller: &str) -> &'static [&'static str] {
+    match controller {
+        "cpu" => &["cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.rt_runtime_us"],
+        "cpuset" => &["cpuset.cpus", "cpuset.mems", "cpuset.cpu_exclusive", "cgroup.clone_children"],
+        "memory" => &["memory.limit_in_bytes", "memory.soft_limit_in_bytes", "memory.swappiness"],
+        _ => &["notify_on_release"],
+    }
+}
+
+const FILES_OF_V2: [&str; 12] = [
+    "cgroup.type",
+    "cgroup.subtree_control",
+    "cgroup.freeze",
+    "cpu.max",
+    "cpu.max.burst",
+    "cpu.weight",
+    "cpu.idle",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "cpuset.cpus.partition",
+    "memory.max",
+    "memory.high",
+];
 
 fn files_below(dir: &Path, lines: &mut BTreeSet<String>) {
     let Ok(entries) = fs::read_dir(dir) else { return };

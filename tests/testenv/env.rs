@@ -7,13 +7,16 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::cgroup::{self, CONTROLLERS, Group};
+use super::cgroup::{self, Group, everywhere};
 use super::dump::Dump;
+use super::hierarchy::{CONTROLLERS, Hierarchy, Version};
 use super::hook::Hook;
+use super::limits::{Limits, limits_at};
 use super::log::LogSocket;
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -33,8 +36,8 @@ impl Env {
         if !nix::unistd::Uid::effective().is_root() {
             return skipped("not root");
         }
-        if CONTROLLERS.iter().any(|controller| cgroup::mount_of(controller).is_none()) {
-            return skipped("no cgroup v1");
+        if let Some(controller) = CONTROLLERS.into_iter().find(|controller| Hierarchy::of(controller).is_none()) {
+            return skipped(&format!("no {controller} controller"));
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         Some(Env::named(&format!("kch-test-{}-{number:03}", std::process::id())))
@@ -45,6 +48,15 @@ impl Env {
         let env = Env::new()?;
         if fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
             return skipped("no /dev/kvm");
+        }
+        Some(env)
+    }
+
+    /// The same, for a test of what only one interface has: this controller must be behind it.
+    pub(crate) fn with(controller: &str, version: Version) -> Option<Env> {
+        let env = Env::new()?;
+        if Hierarchy::of(controller).is_none_or(|hierarchy| hierarchy.version != version) {
+            return skipped(&format!("no {controller} on cgroup {}", if version == Version::V1 { "v1" } else { "v2" }));
         }
         Some(env)
     }
@@ -64,8 +76,11 @@ impl Env {
     }
 
     /// Writes the configuration: the roots that every run here needs, then what the test adds (its tables last).
+    ///
+    /// No test is to fail by its machine being slow: where it is not about the deadline, the hook has plenty of time.
     pub(crate) fn configure(&self, more: &str) {
-        write_file(&self.config(), 0o600, &format!("{}{more}", self.roots()));
+        let deadline = if more.contains("deadline-ms") { "" } else { "deadline-ms = 30000\n" };
+        write_file(&self.config(), 0o600, &format!("{}{deadline}{more}", self.roots()));
     }
 
     /// The three settings that keep a run inside this environment.
@@ -102,15 +117,35 @@ impl Env {
         format!("/{}", self.name)
     }
 
-    /// Where the vCPU threads of [`Env::bundle`]'s sandbox belong.
+    /// What the cgroupsPath of [`Env::bundle`] leads to: the path that its sandbox's groups are named by.
     pub(crate) fn group(&self) -> String {
         format!("{}/pod/kata_{}", self.top(), self.name)
+    }
+
+    /// Where the vCPU threads of that sandbox belong in the hierarchy of this controller.
+    pub(crate) fn constrained(&self, controller: &str) -> Group {
+        cgroup::constrained_at(&self.group(), controller)
+    }
+
+    /// Where the processes of that sandbox belong in the hierarchy that limits memory.
+    pub(crate) fn unconstrained(&self) -> Group {
+        cgroup::unconstrained_at(&self.group())
+    }
+
+    /// What that sandbox is limited to.
+    pub(crate) fn limits(&self) -> Limits {
+        limits_at(&self.group())
+    }
+
+    /// The pod's own group in the hierarchy of this controller, which the engine makes and the sandbox's cgroupsPath lies in.
+    pub(crate) fn pod(&self, controller: &str) -> Group {
+        Group::new(controller, &format!("{}/pod", self.top()))
     }
 
     /// None of this environment's groups is left in any hierarchy.
     #[track_caller]
     pub(crate) fn assert_no_groups(&self) {
-        let left: Vec<Group> = CONTROLLERS.iter().flat_map(|controller| cgroup::groups_named(controller, &self.name)).collect();
+        let left = cgroup::groups_named(&self.name);
         assert!(left.is_empty(), "groups are left: {left:?}");
     }
 
@@ -140,10 +175,10 @@ impl Env {
 }
 
 /// Makes a group in every hierarchy before the hook runs, as kubelet or Kata would have: not the hook's.
-pub(crate) fn premake(path: &str) {
-    for controller in CONTROLLERS {
-        Group::new(controller, path).make();
-    }
+pub(crate) fn premake(path: &str) -> Vec<Group> {
+    let groups = everywhere(path);
+    groups.iter().for_each(Group::make);
+    groups
 }
 
 impl Drop for Env {
@@ -156,31 +191,41 @@ impl Drop for Env {
 /// Removes the groups whose path bears this environment's name, and the shared parents above them that are then empty.
 /// Processes in them are dead by now, but the kernel may take a moment to agree.
 pub(crate) fn remove_groups_named(name: &str) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    for controller in CONTROLLERS {
-        for group in cgroup::groups_named(controller, name) {
-            while group.path_on_host().exists() && !group.remove_tree() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
+    let deadline = Instant::now() + PATIENCE;
+    for group in cgroup::groups_named(name) {
+        while group.path_on_host().exists() && !group.remove_tree() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
         }
-        for shared in cgroup::SHARED_PARENTS {
-            // rmdir alone: it takes away what nobody uses, and nothing that was there before this process.
-            if !cgroup::shared_parents_before().contains(&Group::new(controller, shared)) {
-                let _ = fs::remove_dir(Group::new(controller, shared).path_on_host());
-            }
+    }
+    for shared in cgroup::SHARED_PARENTS.iter().flat_map(|path| everywhere(path)) {
+        // rmdir alone: it takes away what nobody uses, and nothing that was there before this process.
+        if !cgroup::shared_parents_before().contains(&shared) {
+            let _ = fs::remove_dir(shared.path_on_host());
         }
     }
 }
 
-/// Says past the test harness, which swallows what a passing test prints, that a test did not run and why.
+/// Says that a test did not run and why.
 pub(crate) fn skipped<T>(reason: &str) -> Option<T> {
-    // On a line of its own, whatever the harness has just written.
-    let _ = std::io::stderr().write_all(format!("\nskipped: {reason}\n").as_bytes());
+    say(&format!("skipped: {reason}"));
     None
+}
+
+/// Says something past the test harness, which swallows what a passing test prints.
+pub(crate) fn say(text: &str) {
+    // On a line of its own, whatever the harness has just written.
+    let _ = std::io::stderr().write_all(format!("\n{text}\n").as_bytes());
 }
 
 pub(crate) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Copies a program that is to be run. By another process: a descriptor that is open for writing here, and that a thread beside
+/// hands on to what it starts, keeps the copy from being run (ETXTBSY).
+pub(crate) fn copy_program(from: impl AsRef<Path>, to: &Path) {
+    let status = Command::new("install").args(["-m", "755"]).args([from.as_ref(), to]).status().unwrap();
+    assert!(status.success(), "cannot copy {} to {}", from.as_ref().display(), to.display());
 }
 
 pub(crate) fn write_file(path: &Path, mode: u32, text: &str) {
@@ -188,9 +233,13 @@ pub(crate) fn write_file(path: &Path, mode: u32, text: &str) {
     set_mode(path, mode);
 }
 
-/// Waits for what another process is about to do. The limit is no measurement: it only turns a hang into a message.
+/// How long anything may take that another process or the kernel is about to do. No measurement: it only turns a hang into a
+/// message, and a slow machine takes many times longer than a fast one.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits for what another process is about to do.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "still waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));

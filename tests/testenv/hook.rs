@@ -1,5 +1,6 @@
 //! A run of the hook, as a runtime starts one: a stage, a state on stdin, and somebody waiting for its exit.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -8,12 +9,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use super::bundle::Bundle;
+use super::cgroup::{constrained_at, domains_at, unconstrained_at};
 use super::env::Env;
+use super::hierarchy::{CPU_CONTROLLERS, Hierarchy, Version};
 use super::log::LogLine;
+use super::manual;
 
 /// No run may take longer, whatever it meets: engines give a hook ten seconds. A slow host gets some more, but less than the
 /// longest deadline that can be configured, so that waiting for that shows.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(50);
 
 static BINARY: OnceLock<PathBuf> = OnceLock::new();
 
@@ -22,10 +27,12 @@ pub(crate) fn use_binary(path: &Path) {
     BINARY.set(path.to_owned()).expect("the hook is chosen once");
 }
 
-fn binary() -> &'static Path {
-    BINARY.get_or_init(|| match option_env!("CARGO_BIN_EXE_kata-cgroup-hook") {
-        Some(path) => path.into(),
-        None => panic!("nobody has said which hook to run"),
+/// The hook that is tested. Cargo says at build time where it is; KCH_TEST_HOOK says so where the tests run on another machine.
+pub(crate) fn hook_binary() -> &'static Path {
+    BINARY.get_or_init(|| match (std::env::var_os("KCH_TEST_HOOK"), option_env!("CARGO_BIN_EXE_kata-cgroup-hook")) {
+        (Some(path), _) => path.into(),
+        (None, Some(path)) => path.into(),
+        (None, None) => panic!("nobody has said which hook to run"),
     })
 }
 
@@ -60,7 +67,7 @@ impl<'e> Hook<'e> {
         Hook {
             env,
             wrapper: Vec::new(),
-            binary: binary().to_owned(),
+            binary: hook_binary().to_owned(),
             args: vec![stage.into()],
             config: Some(env.config()),
             stdin: Vec::new(),
@@ -218,6 +225,13 @@ fn read_all(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<S
     })
 }
 
+/// How many steps with one of these words a placing run has ahead, those aside that another test may have done by then.
+pub(crate) fn steps_ahead(env: &Env, bundle: &Bundle, pid: i32, words: &[&str]) -> usize {
+    let dry = env.hook("prestart").state(bundle.state(pid)).dry().run();
+    let is_one = |step: &&str| step.contains(&env.name) && words.iter().any(|word| step.starts_with(word));
+    dry.steps().into_iter().filter(is_one).count()
+}
+
 impl Run {
     /// Exit 0, and nothing said but in the log.
     #[track_caller]
@@ -234,11 +248,12 @@ impl Run {
         run
     }
 
-    /// This exit code, one line on stderr, nothing on stdout.
+    /// This exit code, one line on stderr, which docs/troubleshooting.md explains, nothing on stdout.
     #[track_caller]
     pub(crate) fn failed_with(self, code: i32) -> Run {
         assert_eq!((self.code, self.stdout.as_str(), self.stderr.lines().count()), (Some(code), "", 1), "{self:#?}");
         assert!(self.stderr.ends_with('\n'), "{self:#?}");
+        assert!(manual::explains(&self.stderr), "not in docs/troubleshooting.md: {self:#?}");
         self
     }
 
@@ -247,6 +262,19 @@ impl Run {
     pub(crate) fn logged(&self, result: &str) -> &LogLine {
         let line = self.only_log_line();
         assert_eq!(line.get("result"), result, "{self:#?}");
+        line
+    }
+
+    /// The one line of the log: nothing of the sandbox's own had to be changed.
+    ///
+    /// What all sandboxes share on v2, the weight of /kata, changes with the tests that run beside this one, and each run sets it
+    /// right.
+    #[track_caller]
+    pub(crate) fn found_all_done(&self) -> &LogLine {
+        let line = self.only_log_line();
+        let is_shared = Hierarchy::of("cpu").is_some_and(|hierarchy| hierarchy.version == Version::V2);
+        assert!(line.get("result") == "unchanged" || (is_shared && line.get("result") == "placed"), "{self:#?}");
+        assert_eq!((line.get("moved"), line.get("created"), line.get("removed")), ("0", "0", "0"), "{self:#?}");
         line
     }
 
@@ -264,5 +292,23 @@ impl Run {
         let last = lines.pop().unwrap_or_default();
         assert_eq!(last, format!("{} steps", lines.len()), "{self:#?}");
         lines
+    }
+
+    /// The same without what is about the weight of /kata; see [`Run::found_all_done`].
+    #[track_caller]
+    pub(crate) fn own_steps(&self) -> Vec<&str> {
+        self.steps().into_iter().filter(|step| !step.contains("/kata/cpu.weight ")).collect()
+    }
+
+    /// The moves of a dry run put the sandbox into the groups of this path, and nowhere else.
+    #[track_caller]
+    pub(crate) fn assert_moves_to(&self, path: &str, why: &str) {
+        let steps = self.steps();
+        let moves = steps.iter().filter(|step| step.starts_with("move-")).filter_map(|step| step.rsplit(' ').next());
+        let targets: BTreeSet<PathBuf> = moves.map(PathBuf::from).collect();
+        let constrained = CPU_CONTROLLERS.map(|controller| constrained_at(path, controller));
+        let groups = constrained.into_iter().chain([unconstrained_at(path)]).chain(domains_at(path));
+        let expected: BTreeSet<PathBuf> = groups.map(|group| group.path_on_host()).collect();
+        assert_eq!(targets, expected, "{why}: {steps:#?}");
     }
 }

@@ -7,6 +7,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::process::{Child, Command};
 
+use nix::sys::signal::Signal;
+
 use super::env::wait_until;
 
 pub(crate) struct Process {
@@ -30,10 +32,12 @@ impl Process {
     pub(crate) fn spawn(command: &mut Command) -> Process {
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let process = Process { child };
-        // What setpriv becomes is what was asked for.
+        // What setpriv becomes is what was asked for. The name is the last to change, and at first it is that of the thread here.
+        let names = ["setpriv".to_owned(), name_of(nix::unistd::gettid().as_raw())];
         wait_until("a process to become itself", || {
-            let exe = fs::read_link(format!("/proc/{}/exe", process.pid()));
-            exe.map_or(true, |exe| exe.file_name() != Some(OsStr::new("setpriv")))
+            let exe = fs::read_link(format!("/proc/{}/exe", process.pid())).unwrap_or_default();
+            let is_itself = exe.file_name() != Some(OsStr::new("setpriv")) && !names.contains(&name_of(process.pid()));
+            is_itself || !is_alive(process.pid())
         });
         process
     }
@@ -102,6 +106,20 @@ pub(crate) fn start_time(pid: i32) -> Option<u64> {
 /// CPU time used so far, in the kernel's ticks, user and system together.
 pub(crate) fn cpu_ticks(tid: i32) -> Option<u64> {
     Some(stat_field(tid, 14)?.parse::<u64>().ok()? + stat_field(tid, 15)?.parse::<u64>().ok()?)
+}
+
+/// The CPUs that a thread may run on, in the kernel's notation.
+pub(crate) fn cpus_allowed(tid: i32) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:").map(|list| list.trim().to_owned()))
+}
+
+/// Whether a process has made its own provisions for a signal: it catches it, or blocks it to read it elsewhere.
+pub(crate) fn minds(pid: i32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let masks = ["SigBlk:", "SigCgt:"].map(|name| status.lines().find_map(|line| line.strip_prefix(name)));
+    let has = |mask: &str| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask >> (signal as i32 - 1) & 1 == 1);
+    masks.into_iter().flatten().any(has)
 }
 
 /// Whether it runs; one that nobody has waited for yet does not.

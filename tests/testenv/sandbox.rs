@@ -13,13 +13,15 @@ use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::bundle::Bundle;
-use super::cgroup::{CPU_CONTROLLERS, Group, place_of};
-use super::env::{Env, set_mode, wait_until, write_file};
+use super::cgroup::{Group, constrained_at, domains_at, unlimited_domains_at};
+use super::env::{Env, copy_program, set_mode, wait_until, write_file};
 use super::guest::Guest;
+use super::hierarchy::{CPU_CONTROLLERS, Version, mounted, place_in};
 use super::hook::Run;
+use super::limits::Limits;
 use super::process::{Process, children_of, is_alive, start_time, threads_of};
 use super::qmp::Qmp;
 use super::shim::Shim;
@@ -105,8 +107,7 @@ impl Env {
             std::os::unix::fs::symlink(Path::new("/usr").join(shared), prefix.join(shared)).unwrap();
         }
         let file = prefix.join("bin/own-qemu");
-        fs::copy(QEMU, &file).unwrap();
-        set_mode(&file, 0o755);
+        copy_program(QEMU, &file);
         file
     }
 }
@@ -115,6 +116,11 @@ impl<'e> Starter<'e> {
     /// A second sandbox in one environment needs an id of its own; the environment's name stays in it.
     pub(crate) fn id(self, suffix: &str) -> Self {
         Starter { id: format!("{}-{suffix}", self.env.name), ..self }
+    }
+
+    /// An id that somebody else gave it.
+    pub(crate) fn named(self, id: &str) -> Self {
+        Starter { id: id.to_owned(), ..self }
     }
 
     pub(crate) fn layout(self, layout: Layout) -> Self {
@@ -206,7 +212,7 @@ impl<'e> Starter<'e> {
         let mut qmp = qmp.unwrap();
         wait_until("QEMU's vCPU threads", || qmp.vcpus().len() == 2);
 
-        let pid = qemu_pid(child, &self.binary);
+        let pid = process_of(child, &self.binary);
         let virtiofsd_pid = virtiofsd.as_ref().map(Process::pid);
         // It forks when QEMU connects, which QEMU has done by the time it answers, but need not have been noticed.
         let virtiofsd_child = virtiofsd_pid.map(|parent| {
@@ -297,6 +303,15 @@ impl Sandbox<'_> {
 
     /// `sbs/<sid>/persist.json`, with the keys the Go runtime's has.
     pub(crate) fn write_persist_json(&self, virtiofsd: Option<i32>) {
+        self.write_persist(virtiofsd, &json!(null));
+    }
+
+    /// The same, which names these containers.
+    pub(crate) fn write_persist_json_with(&self, containers: &Value) {
+        self.write_persist(self.virtiofsd_pid, containers);
+    }
+
+    fn write_persist(&self, virtiofsd: Option<i32>, containers: &Value) {
         let dir = self.runtime_dir("sbs");
         if !dir.exists() {
             self.env.make_runtime_dir("sbs", &self.id);
@@ -308,6 +323,7 @@ impl Sandbox<'_> {
                 "Type": "qemu", "UUID": "2f1e4b5c-9d3a-4c1e-8f70-6a5b4c3d2e1f", "APISocket": "",
                 "Pid": self.pid, "VirtiofsDaemonPid": virtiofsd.unwrap_or(0), "HotpluggedVCPUs": null,
             },
+            "Config": { "HypervisorType": "qemu", "SandboxCgroupOnly": false, "ContainerConfigs": containers },
         });
         write_file(&dir.join("persist.json"), 0o600, &state.to_string());
     }
@@ -367,19 +383,54 @@ impl Sandbox<'_> {
         threads_of(self.pid).into_iter().map(|thread| thread.tid).filter(|tid| !vcpus.contains(tid)).collect()
     }
 
-    /// Exactly the vCPU threads are in the constrained group, and exactly the whole processes in the unconstrained one.
+    /// Exactly the vCPU threads are in the constrained groups of this path, and exactly the whole processes in the unconstrained.
     #[track_caller]
     pub(crate) fn assert_placed(&self, group: &str) {
         self.assert_vcpus_in(group);
-        let unconstrained = Group::new("memory", &format!("/kata{group}"));
-        assert_eq!(unconstrained.processes(), self.processes(), "the processes in {unconstrained:?}");
+        for domain in domains_at(group) {
+            self.assert_processes_in(&domain);
+        }
+    }
+
+    /// On v2, wherever the domain is: it holds exactly the processes, and the group in it exactly the vCPU threads.
+    #[track_caller]
+    pub(crate) fn assert_placed_in_domain(&self, domain: &Group) {
+        let vcpus = domain.child("vcpu");
+        assert_eq!(vcpus.threads(), self.vcpu_threads(), "the threads in {vcpus:?}");
+        self.assert_processes_in(domain);
+    }
+
+    #[track_caller]
+    fn assert_processes_in(&self, domain: &Group) {
+        assert_eq!(domain.processes(), self.processes(), "the processes in {domain:?}");
     }
 
     #[track_caller]
     pub(crate) fn assert_vcpus_in(&self, group: &str) {
         for controller in CPU_CONTROLLERS {
-            let constrained = Group::new(controller, group);
+            let constrained = constrained_at(group, controller);
             assert_eq!(constrained.threads(), self.vcpu_threads(), "the threads in {constrained:?}");
+        }
+    }
+
+    /// Wherever in its groups vCPU threads are, they are under these limits, and alone; on v2 none is in the domain beside them.
+    #[track_caller]
+    pub(crate) fn assert_limited(&self, limits: &Limits, point: &str) {
+        let vcpus = self.vcpu_threads();
+        for domain in unlimited_domains_at(&self.env.group()) {
+            assert!(domain.threads().is_disjoint(&vcpus), "a vCPU thread in {domain:?}, which has no limit: {point}");
+        }
+        for controller in CPU_CONTROLLERS {
+            let group = self.env.constrained(controller);
+            if group.threads().is_disjoint(&vcpus) {
+                continue;
+            }
+            assert!(group.threads().is_disjoint(&self.other_threads()), "no vCPU thread in {group:?}: {point}");
+            match controller {
+                "cpu" => assert_eq!(group.quota_and_period(), (limits.quota, limits.period), "{point}"),
+                "cpuset" => assert_eq!((group.cpus(), group.mems()), (limits.cpus.clone(), limits.mems.clone()), "{point}"),
+                _ => {}
+            }
         }
     }
 
@@ -388,9 +439,9 @@ impl Sandbox<'_> {
     pub(crate) fn assert_nowhere_below(&self, group: &str) {
         for pid in self.processes() {
             for thread in threads_of(pid) {
-                for controller in super::CONTROLLERS {
-                    let place = place_of(thread.tid, controller).unwrap_or_default();
-                    assert!(!place.contains(group), "{} ({}) is in {controller}:{place}", thread.tid, thread.name);
+                for hierarchy in mounted() {
+                    let place = place_in(thread.tid, hierarchy).unwrap_or_default();
+                    assert!(!place.contains(group), "{} ({}) is in {hierarchy:?}:{place}", thread.tid, thread.name);
                 }
             }
         }
@@ -426,12 +477,12 @@ fn start_virtiofsd(env: &Env, socket: &Path) -> Process {
     Process::spawn(command.stdin(OwnedFd::from(listener)).stdout(log.try_clone().unwrap()).stderr(log))
 }
 
-/// QEMU itself, which a wrapper may have forked.
-fn qemu_pid(process: i32, binary: &Path) -> i32 {
-    let is_qemu = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary);
+/// The process that runs `binary`, which a wrapper may have forked.
+pub(super) fn process_of(process: i32, binary: &Path) -> i32 {
+    let runs_it = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == binary);
     let mut found = None;
-    wait_until("QEMU itself", || {
-        found = std::iter::once(process).chain(children_of(process)).find(|pid| is_qemu(*pid));
+    wait_until("what a wrapper starts", || {
+        found = std::iter::once(process).chain(children_of(process)).find(|pid| runs_it(*pid));
         found.is_some()
     });
     found.unwrap()

@@ -4,15 +4,16 @@
 //! the shim's name, in a file of root's, which runs the lines it is given. A shell has one thread; for what only a shim of
 //! several threads can show, the test program itself stands in.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::env::{Env, set_mode, write_file};
+use super::env::{Env, copy_program, set_mode, write_file};
 use super::hook::{Hook, Run};
 use super::process::{Process, start_time};
 
@@ -45,8 +46,7 @@ impl Env {
     pub(crate) fn shim_file(&self) -> PathBuf {
         let file = self.dir.join("containerd-shim-kata-v2");
         if !file.exists() {
-            fs::copy("/bin/bash", &file).unwrap();
-            set_mode(&file, 0o755);
+            copy_program("/bin/bash", &file);
         }
         file
     }
@@ -60,9 +60,9 @@ impl Env {
         let script = self.dir.join("shim.sh");
         write_file(&script, 0o644, "while IFS= read -r line; do eval \"$line\"; echo \"done $?\"; done\n");
         let mut command = Process::command(self.shim_file());
-        let process = Process::spawn(
-            command.arg(script).args(["-namespace", "k8s.io", "-id", sandbox]).stdin(Stdio::piped()).stdout(Stdio::piped()),
-        );
+        command.arg(script).args(["-namespace", "k8s.io", "-id", sandbox]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A shell tells its terminal of each child that was killed.
+        let process = Process::spawn(command.stderr(File::create(self.dir.join("shim.stderr")).unwrap()));
         let thread = process.pid();
         Shim::new(self, process, thread)
     }
@@ -70,7 +70,10 @@ impl Env {
     /// This test program as a shim of several threads, with the row that makes it one: `test` has to call [`be_a_shim`].
     pub(crate) fn threaded_shim(&self, sandbox: &str, test: &str) -> (Shim<'_>, String) {
         let program = std::env::current_exe().unwrap();
-        set_mode(&program, 0o755);
+        // Cargo leaves it writable for its group, by the umask; one that may not be changed needs no change.
+        if fs::metadata(&program).unwrap().permissions().mode() & 0o022 != 0 {
+            set_mode(&program, 0o755);
+        }
         let mut command = Process::command(&program);
         command
             .args([test, sandbox, "--exact", "--nocapture"])

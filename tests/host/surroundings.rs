@@ -1,0 +1,183 @@
+//! Poor surroundings: no environment, no descriptors, no room, a kernel or a filter that refuses what is newer than need be.
+//!
+//! In each the job is done all the same, or nothing is done and one line says what was missing.
+
+use std::fs;
+use std::os::unix::net::UnixListener;
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde_json::json;
+
+use crate::testenv::*;
+
+/// `hook` after a line of shell.
+fn after<'e>(line: &str, hook: Hook<'e>) -> Hook<'e> {
+    hook.under(["sh", "-c", &format!("{line} && exec \"$@\""), "sh"])
+}
+
+#[test]
+fn with_stdin_stdout_and_stderr_closed_a_state_from_a_file_is_enough() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let state = env.bundle().state(sandbox.pid);
+    let before = env.dump();
+    for (stage, code) in [("createRuntime", 1), ("poststop", 0)] {
+        after("exec <&-", env.hook(stage).state(&state)).run().failed_with(code).logged("failed");
+        before.assert_same(&env.dump(), "no stdin");
+    }
+    let file = env.dir.join("state.json");
+    fs::write(&file, state).unwrap();
+    let hook = env.hook("createRuntime").arg("--state").arg(&file);
+    after("exec <&- >&- 2>&-", hook).run().succeeded().logged("placed");
+    sandbox.assert_placed(&env.group());
+}
+
+#[test]
+fn a_working_directory_that_is_gone_is_no_obstacle() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let hook = env.hook("createRuntime").state(env.bundle().state(sandbox.pid));
+    let gone = env.dir.join("gone").display().to_string();
+    after(&format!("mkdir {gone} && cd {gone} && rmdir {gone}"), hook).run().succeeded().logged("placed");
+    sandbox.assert_placed(&env.group());
+}
+
+#[test]
+fn with_too_few_descriptors_nothing_is_done_and_that_is_said() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().virtiofsd().start();
+    let bundle = env.bundle();
+    // The state directory stays once it is made.
+    sandbox.place(&bundle);
+    sandbox.release(&bundle);
+    let before = env.dump();
+    let mut placed_with = None;
+    for number in (4..=32).step_by(if stride() == 1 { 1 } else { 7 }) {
+        let limit = format!("--nofile={number}:{number}");
+        let limited = |stage: &str| env.hook(stage).state(bundle.state(sandbox.pid)).under(["prlimit", &limit, "--"]).run();
+        let run = limited("createRuntime");
+        let result = run.log.first().map(|line| line.get("result"));
+        if run.code == Some(0) && result == Some("placed") {
+            sandbox.assert_placed(&env.group());
+            placed_with = placed_with.or(Some(number));
+        } else {
+            assert_eq!(placed_with, None, "it was enough before: {run:#?}");
+            assert!(run.code == Some(1) || (run.code == Some(0) && result == Some("refused")), "{run:#?}");
+            let said = format!("{}{}", run.stderr, run.log.first().map_or("", |line| line.get("msg")));
+            assert!(said.contains("EMFILE"), "{number}: {run:#?}");
+            // Who gets no lock may not remove its file.
+            sandbox.release(&bundle);
+            before.assert_same(&env.dump(), format!("{number} descriptors"));
+        }
+        let run = limited("poststop");
+        assert!(run.code == Some(0) && run.stderr.lines().count() <= 1, "{run:#?}");
+        sandbox.release(&bundle);
+        before.assert_same(&env.dump(), format!("released with {number} descriptors"));
+    }
+    assert!(placed_with.is_some_and(|number| number > 4), "{placed_with:?}");
+}
+
+/// A state directory on a file system of its own, in a mount namespace of the hook's own, after a line of shell in it.
+fn on_own_state_dir<'e>(env: &Env, options: &str, line: &str, hook: Hook<'e>) -> Hook<'e> {
+    let dir = env.state_dir().display().to_string();
+    let mount = format!("mount -t tmpfs -o mode=700,{options} tmpfs {dir} && cd {dir} && {line} && cd / && exec \"$@\"");
+    hook.under(["unshare", "--mount", "sh", "-c", &mount, "sh"])
+}
+
+#[test]
+fn a_state_directory_that_is_full_or_read_only_lets_nothing_be_placed_and_all_be_released() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    fs::create_dir(env.state_dir()).unwrap();
+    set_mode(&env.state_dir(), 0o700);
+    let hook = |stage: &str| env.hook(stage).state(bundle.state(sandbox.pid));
+    let fill = "{ head -c 100000 /dev/zero >fill || :; } 2>/dev/null";
+    let read_only = "mount -o remount,ro .";
+    for (options, line, errno) in
+        [("size=4k", fill, "ENOSPC"), ("nr_inodes=1", "true", "ENOSPC"), ("size=64k", read_only, "EROFS")]
+    {
+        let before = env.dump();
+        for (stage, code) in [("createRuntime", 1), ("poststart", 0)] {
+            let run = on_own_state_dir(&env, options, line, hook(stage)).run().failed_with(code);
+            let dir = env.state_dir().display().to_string();
+            assert!(run.stderr.contains(errno) && run.stderr.contains(&dir), "{run:#?}");
+            run.logged("failed");
+            before.assert_same(&env.dump(), format!("{options} {line}"));
+        }
+        on_own_state_dir(&env, "size=64k", "true", hook("createRuntime")).run().succeeded().logged("placed");
+        let run = on_own_state_dir(&env, options, line, hook("poststop")).run();
+        assert!(run.code == Some(0) && run.stderr.lines().count() <= 1, "{run:#?}");
+        // Without a lock nothing may be touched; with room for it, what is marked goes.
+        on_own_state_dir(&env, "size=64k", "true", hook("poststop")).run().succeeded();
+        env.assert_no_groups();
+    }
+}
+
+#[test]
+fn a_filter_that_refuses_newer_system_calls_changes_nothing() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    for errno in ["ENOSYS", "EPERM"] {
+        let calls = "fsopen,fsconfig,fsmount,open_tree,move_mount,openat2,pidfd_open,statx,faccessat2,signalfd4,getrandom,epoll_create1";
+        let strace = Strace::inject(&env, &[&format!("{calls}:error={errno}")]);
+        let run = env.hook("createRuntime").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run().succeeded();
+        run.logged("placed");
+        // Which of them there are depends on the host: with debugfs mounted, as by systemd, no fsopen.
+        assert!(!strace.tampered().is_empty(), "nothing was refused");
+        sandbox.assert_placed(&env.group());
+        sandbox.release(&bundle).logged("released");
+    }
+}
+
+#[test]
+fn a_log_socket_that_is_none_is_as_good_as_no_log() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    let at = |name: &str| env.dir.join(name);
+    let _stream = UnixListener::bind(at("stream")).unwrap();
+    mkfifo(&at("fifo"), Mode::from_bits_truncate(0o600)).unwrap();
+    fs::write(at("file"), "").unwrap();
+    for name in ["stream", "fifo", "file"] {
+        let elsewhere = env.roots().replace("/log\"", &format!("/{name}\""));
+        write_file(&env.config(), 0o600, &elsewhere);
+        env.hook("createRuntime").state(bundle.state(sandbox.pid)).run().was_silent();
+        sandbox.assert_placed(&env.group());
+        env.hook("poststop").state(bundle.state(sandbox.pid)).run().was_silent();
+    }
+    assert_eq!(fs::read(at("file")).unwrap(), b"");
+}
+
+/// What a pipe takes in one piece (PIPE_BUF): more, and an engine that reads later would keep the hook waiting.
+const PIPE_BUF: usize = 4096;
+
+#[test]
+fn what_is_said_on_stderr_is_one_short_line_however_long_its_subject() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let long = |text: &str| text.repeat(500_000);
+    let wrong = |change: fn(&mut serde_json::Value, String), text: &str| {
+        let mut bundle = env.bundle();
+        change(&mut bundle.config, long(text));
+        bundle.write()
+    };
+    let cases = [
+        wrong(|config, text| config["linux"]["cgroupsPath"] = json!(text), "/x"),
+        wrong(|config, text| config["linux"]["cgroupsPath"] = json!(text), "\u{202e}\n"),
+        wrong(|config, text| config["linux"]["resources"]["cpu"]["cpus"] = json!(text), "7,"),
+        wrong(|config, text| config["linux"]["resources"]["cpu"]["quota"] = json!(text), "ä"),
+    ];
+    let mut gone = env.bundle();
+    gone.dir = env.dir.join("\u{202e}".repeat(1000));
+    // They share a directory.
+    for bundle in cases.into_iter().map(Bundle::write).chain([gone]) {
+        let run = env.hook("createRuntime").state(bundle.state(sandbox.pid)).run().failed_with(1);
+        assert!(run.stderr.len() <= PIPE_BUF, "{} bytes", run.stderr.len());
+        let is_plain = |char: char| char == '\n' || !(char.is_control() || char == '\u{202e}');
+        assert!(run.stderr.chars().all(is_plain), "{:?}", run.stderr);
+        run.logged("failed");
+    }
+}

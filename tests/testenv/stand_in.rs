@@ -1,0 +1,152 @@
+//! Stand-ins for VMMs, where there are to be hundreds: this test program under another calling, in a row of the table of its own.
+//!
+//! Nothing in one of them runs a guest. But it is a process of root's whose arguments name its sandbox, and it has two threads with
+//! the names of vCPUs: all that the hook asks of a VMM that does without KVM.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::cgroup::{constrained_at, domains_at};
+use super::env::{Env, set_mode, wait_until, write_file};
+use super::hierarchy::CPU_CONTROLLERS;
+use super::process::{Process, threads_of};
+use super::sandbox::process_of;
+
+/// Tells the test program that it is to be a VMM.
+const BE_A_VMM: &str = "KCH_TEST_BE_A_VMM";
+const VCPUS: [&str; 2] = ["vcpu0", "vcpu1"];
+
+pub(crate) struct StandIn {
+    pub(crate) id: String,
+    pid: i32,
+    process: Process,
+}
+
+/// Is a VMM until nobody holds its stdin any more; nothing where the test program is not told to be one. A line there is what a guest
+/// that took it over would have it do.
+pub(crate) fn be_a_vmm() {
+    if std::env::var_os(BE_A_VMM).is_none() {
+        return;
+    }
+    VCPUS.into_iter().for_each(beget_idle);
+    for line in std::io::stdin().lines() {
+        match line.unwrap().split_once(' ').unwrap() {
+            ("rename", names) => rename(names),
+            ("swarm", number) => (0..number.parse().unwrap()).for_each(|number: usize| beget_idle(&format!("vcpu{number}"))),
+            ("storm", _) => drop([std::thread::spawn(beget_threads), std::thread::spawn(beget_processes)]),
+            ("exec", line) => {
+                let mut words = line.split(' ');
+                panic!("{line}: {}", Command::new(words.next().unwrap()).args(words).exec());
+            }
+            (word, _) => panic!("no such word: {word}"),
+        }
+    }
+}
+
+fn beget_idle(name: &str) {
+    let idle = || loop {
+        std::thread::park();
+    };
+    std::thread::Builder::new().name(name.to_owned()).stack_size(64 << 10).spawn(idle).unwrap();
+}
+
+/// Gives each thread with the first name the second.
+fn rename(names: &str) {
+    let (from, to) = names.split_once(' ').unwrap();
+    for thread in threads_of(std::process::id().try_into().unwrap()).iter().filter(|thread| thread.name == from) {
+        fs::write(format!("/proc/self/task/{}/comm", thread.tid), to).unwrap();
+    }
+}
+
+fn beget_threads() {
+    loop {
+        std::thread::Builder::new().name("vcpu7".to_owned()).spawn(std::thread::yield_now).unwrap().join().unwrap();
+    }
+}
+
+fn beget_processes() {
+    loop {
+        Command::new("true").status().unwrap();
+    }
+}
+
+fn program() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    // Cargo leaves it writable for its group, by the umask; one that may not be changed needs no change.
+    if fs::metadata(&program).unwrap().permissions().mode() & 0o022 != 0 {
+        set_mode(&program, 0o755);
+    }
+    program
+}
+
+/// The row for the table of kinds that makes this test program one.
+pub(crate) fn stand_in_row() -> String {
+    row_of_vmm(&program())
+}
+
+/// The same for a copy of it.
+pub(crate) fn row_of_vmm(program: &Path) -> String {
+    let program = program.display();
+    format!("[[vmm]]\nname = \"stand-in\"\nrole = \"vmm\"\nexecutables = [\"{program}\"]\nvcpu-threads = \"vcpu*\"\n")
+}
+
+impl Env {
+    /// A sandbox whose VMM is one, with its runtime directory: `test` has to call [`be_a_vmm`].
+    pub(crate) fn stand_in(&self, suffix: &str, test: &str) -> StandIn {
+        let stand_in = StandIn::started_as(&format!("{}-{suffix}", self.name), test, &program(), &[]);
+        let pid_file = self.make_runtime_dir("vm", &stand_in.id).join("pid");
+        write_file(&pid_file, 0o600, &format!("{}\n", stand_in.pid()));
+        stand_in
+    }
+}
+
+impl StandIn {
+    /// One from this file, a copy of the test program, started through `wrapper`: its arguments name the sandbox, and no file names it.
+    pub(crate) fn started_as(id: &str, test: &str, file: &Path, wrapper: &[&str]) -> StandIn {
+        let mut words: Vec<_> = wrapper.iter().map(AsRef::as_ref).chain([file.as_os_str()]).collect();
+        words.extend([test, id, "--exact", "--nocapture"].map(AsRef::<std::ffi::OsStr>::as_ref));
+        let mut command = Process::command(words[0]);
+        command.args(&words[1..]).env(BE_A_VMM, "1").stdin(Stdio::piped()).stdout(Stdio::null());
+        let process = Process::spawn(&mut command);
+        let pid = process_of(process.pid(), file);
+        let stand_in = StandIn { pid, process, id: id.to_owned() };
+        wait_until("the stand-in's vCPU threads", || stand_in.vcpu_threads().len() == VCPUS.len());
+        stand_in
+    }
+
+    /// In the host's namespace.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Has it do what a line of [`be_a_vmm`]'s says.
+    pub(crate) fn tell(&mut self, line: &str) {
+        writeln!(self.process.child().stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    pub(crate) fn vcpu_threads(&self) -> BTreeSet<i32> {
+        let threads = threads_of(self.pid()).into_iter();
+        threads.filter(|thread| VCPUS.contains(&thread.name.as_str())).map(|thread| thread.tid).collect()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Exactly its vCPU threads are in the constrained groups of this path, and exactly it in the unconstrained.
+    #[track_caller]
+    pub(crate) fn assert_placed(&self, group: &str) {
+        for controller in CPU_CONTROLLERS {
+            let constrained = constrained_at(group, controller);
+            assert_eq!(constrained.threads(), self.vcpu_threads(), "the threads in {constrained:?}");
+        }
+        for domain in domains_at(group) {
+            assert_eq!(domain.processes(), [self.pid()].into(), "the processes in {domain:?}");
+        }
+    }
+}
