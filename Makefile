@@ -8,16 +8,25 @@ TARGET     ?= $(shell uname -m)-unknown-linux-musl
 DESTDIR    ?=
 PREFIX     ?= /usr
 LIBEXECDIR ?= $(PREFIX)/libexec
-# Fixed for packagers; nothing is installed in these two yet.
-SYSCONFDIR ?= /etc
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
+# Fixed for packagers; nothing is installed there yet.
+SYSCONFDIR ?= /etc
+# Which virtual machines make test and make test-all run the tests in, and which one make vm opens (tests/vm/run has all).
+VM_MODES     ?= v1 hybrid v2 systemd-v2
+VM_MODES_ALL ?= v1 hybrid hybrid-memory-v2 hybrid-cpu-v2 v2 systemd-v1 systemd-hybrid systemd-v2
+MODE         ?= v2
+# Where their Debian comes from, as lines for apt; unset, from where this host gets its own, if that is bookworm.
+export VM_MIRROR
 # Where make check puts the tools that it has to build.
 TOOLS      ?= $(CURDIR)/build/tools
+# How long make fuzz has each target run.
+FUZZ_SECONDS ?= 60
 
 NAME         := kata-cgroup-hook
 VERSION      := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.2
 
 BIN_DIR  := $(LIBEXECDIR)/oci/hooks.d
 JSON_DIR := $(PREFIX)/share/containers/oci/hooks.d
@@ -32,15 +41,16 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test test-quick test-all check cargo-deny audit vm bench soak fuzz deb rpm dist install uninstall clean
+.PHONY: help deps build run test test-quick test-all check cargo-deny cargo-fuzz audit vm bench soak fuzz deb rpm dist install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { n = split($$1, t, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", t[i], $$2 }' \
 		$(MAKEFILE_LIST)
 
 # What the tests and the demo start is looked for as a command, not as a package: what is there by other means will do.
-# An older toolchain is needed by make check alone, so make run does not ask for it.
-run: WITHOUT_RUST_VERSION = 1
+# An older toolchain is needed by make check alone, so make run and make vm do not ask for it; nor does make run for an image.
+run vm: WITHOUT_RUST_VERSION = 1
+run: WITHOUT_IMAGE = $(filter 0,$(shell id -u))
 deps: ## install what run, test and check need, each command printed first; NO_DEPS=1 only says what is missing
 	@$(DO)
 	have_virtiofsd() { [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || command -v virtiofsd >/dev/null; }
@@ -50,11 +60,21 @@ deps: ## install what run, test and check need, each command printed first; NO_D
 		[ -n '$(NO_DEPS)' ] || exit 1
 	fi
 
+	on_path() { PATH="$$PATH:/usr/sbin:/sbin" command -v "$$1" >/dev/null; }
+
 	packages=()
 	command -v qemu-system-x86_64 >/dev/null || packages+=(qemu-system-x86)
 	command -v strace >/dev/null || packages+=(strace)
 	command -v cc >/dev/null || packages+=(gcc libc6-dev)
 	have_virtiofsd || packages+=(virtiofsd)
+	# The virtual machines' image is made of Debian's packages, as any user.
+	if [ -z '$(WITHOUT_IMAGE)' ]; then
+		on_path mmdebstrap || packages+=(mmdebstrap)
+		on_path fakeroot || packages+=(fakeroot)
+		on_path newuidmap || packages+=(uidmap)
+		on_path mke2fs || packages+=(e2fsprogs)
+		[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages+=(debian-archive-keyring)
+	fi
 	if [ $${#packages[@]} -gt 0 ] && [ -n '$(NO_DEPS)' ]; then
 		echo "make deps: missing (Debian and Ubuntu packages): $${packages[*]}"
 	elif [ $${#packages[@]} -gt 0 ]; then
@@ -111,11 +131,29 @@ build: ## make build/kata-cgroup-hook, static (musl) where the Rust target is in
 	install -m 0755 "$$out/$${below}release/$(NAME)" build/$(NAME).new
 	mv -f build/$(NAME).new build/$(NAME)
 
-run: deps build ## the demonstration: place and release a real QEMU, shown as a tree (needs root)
-	@$(CARGO) run --quiet --locked --example demo -- build/$(NAME)
+run: deps build ## the demonstration: a real QEMU placed and released, shown as a tree; without root in a virtual machine (MODE)
+	@if [ "$$(id -u)" -eq 0 ]; then
+		$(CARGO) run --quiet --locked --example demo -- build/$(NAME)
+		exit
+	fi
+	echo 'make run: as this user, in a virtual machine with cgroup mode $(MODE)'
+	$(CARGO) build --quiet --locked --profile vm --target $(TARGET) --example demo
+	out=$$($(CARGO) metadata --no-deps --offline --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+	job=$$(mktemp -d)
+	trap 'rm -rf "$$job"' EXIT
+	install -D build/$(NAME) "$$job/bin/$(NAME)"
+	install "$$out/$(TARGET)/vm/examples/demo" "$$job/bin/demo"
+	printf '#!/bin/sh\ndemo /job/bin/$(NAME)\n' >"$$job/run"
+	chmod +x "$$job/run"
+	tests/vm/run '$(MODE)' "$$job"
 
-test: deps test-quick ## all tests that there are
-	@echo 'make test: on this host only; the virtual machines (cgroup v1, hybrid, v2, v2 with systemd) come with a later release.'
+test: deps test-quick ## the tests on this host and in virtual machines with cgroup v1, hybrid, v2, and v2 under systemd
+	$(call IN_VMS,$(VM_MODES))
+
+test-all: deps test-quick ## the same, and every other way a host can have its cgroups
+	$(call IN_VMS,$(VM_MODES_ALL))
+
+IN_VMS = KCH_VM_MODES='$(1)' $(CARGO) test --locked --test vm$(if $(CI), -- --show-output)
 
 test-quick: ## the tests on this host; what cannot run here says "skipped:" and why
 	$(CARGO) test --locked --no-fail-fast$(if $(CI), -- --show-output)
@@ -123,6 +161,7 @@ test-quick: ## the tests on this host; what cannot run here says "skipped:" and 
 check: cargo-deny ## format, lints, the oldest Rust promised, dependencies and their licences
 	@$(DO)
 	do_it $(CARGO) fmt --check
+	do_it $(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	do_it $(CARGO) clippy --all-targets --locked -- -D warnings
 	if command -v rustup >/dev/null && rustup toolchain list | grep -q '^$(RUST_VERSION)-'; then
 		do_it rustup run $(RUST_VERSION) cargo check --locked
@@ -133,12 +172,14 @@ check: cargo-deny ## format, lints, the oldest Rust promised, dependencies and t
 	do_it $(CARGO) deny --locked check bans licenses sources
 
 # Built without optimisation: that takes a fraction of the time, and a run is under a second either way.
-cargo-deny:
+cargo-deny: TOOL = cargo-deny@$(CARGO_DENY_VERSION)
+cargo-fuzz: TOOL = cargo-fuzz@$(CARGO_FUZZ_VERSION)
+cargo-deny cargo-fuzz:
 	@$(DO)
 	export PATH="$(TOOLS)/bin:$$PATH"
-	if ! command -v cargo-deny >/dev/null; then
+	if ! command -v $@ >/dev/null; then
 		export CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
-		do_it $(CARGO) install --quiet --locked --root '$(TOOLS)' cargo-deny@$(CARGO_DENY_VERSION)
+		do_it $(CARGO) install --quiet --locked --root '$(TOOLS)' $(TOOL)
 	fi
 
 audit: cargo-deny ## known vulnerabilities in the dependencies (fetches the RustSec database)
@@ -149,7 +190,28 @@ audit: cargo-deny ## known vulnerabilities in the dependencies (fetches the Rust
 	fi
 	$(CARGO) deny --locked check --disable-fetch advisories
 
-test-all vm bench soak fuzz deb rpm: ## not there yet
+vm: deps build ## a root shell in a virtual machine with the hook at hand: make vm MODE=systemd-v2
+	@job=$$(mktemp -d)
+	trap 'rm -rf "$$job"' EXIT
+	install -D build/$(NAME) "$$job/bin/$(NAME)"
+	tests/vm/run '$(MODE)' "$$job"
+
+soak: deps ## random lives of sandboxes on this host's cgroups, for KCH_SOAK_SECONDS (300); KCH_SOAK_SEED repeats one
+	@KCH_SOAK_SECONDS="$${KCH_SOAK_SECONDS:-300}" $(CARGO) test --locked --test soak -- --nocapture
+
+# Without a sanitizer a stable toolchain will do: what is looked for are broken promises, in a program without unsafe code. What is
+# found on the way stays in build/fuzz, to be gone on from; the corpus in the sources is added to by hand.
+fuzz: cargo-fuzz ## every fuzz target in fuzz/ for FUZZ_SECONDS (60) each
+	@export PATH="$(TOOLS)/bin:$$PATH"
+	$(CARGO) fuzz build -s none
+	for target in $$($(CARGO) fuzz list); do
+		mkdir -p "build/fuzz/$$target"
+		echo "=== $$target"
+		$(CARGO) fuzz run -s none "$$target" "build/fuzz/$$target" "fuzz/corpus/$$target" -- \
+			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
+	done
+
+bench deb rpm: ## not there yet
 	@echo 'make $@ is not there yet: it comes with a later release.' >&2
 	exit 1
 
@@ -175,26 +237,28 @@ dist: ## the committed sources and all dependencies as build/kata-cgroup-hook-VE
 	ls -l "$$name.tar.gz"
 
 # An engine acts on a hook's JSON file the moment it appears: so each file appears whole, and the binary before them.
-install: ## install what build made (DESTDIR, PREFIX, LIBEXECDIR); builds nothing
+install: ## install what build made (DESTDIR, PREFIX, LIBEXECDIR, UNITDIR); builds nothing
 	@if [ ! -x build/$(NAME) ]; then
 		echo 'make install: there is no build/$(NAME): run make build first' >&2
 		exit 1
 	fi
-	install -d '$(DESTDIR)$(BIN_DIR)' '$(DESTDIR)$(LINK_DIR)' '$(DESTDIR)$(JSON_DIR)'
+	install -d '$(DESTDIR)$(BIN_DIR)' '$(DESTDIR)$(LINK_DIR)' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(JSON_DIR)'
 	put() { mv -fT "$$1" "$$2"; echo "$$2"; }
 	install -m 0755 build/$(NAME) '$(DESTDIR)$(BIN_DIR)/.$(NAME).new'
 	put '$(DESTDIR)$(BIN_DIR)/.$(NAME).new' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
 	ln -sfnr '$(DESTDIR)$(BIN_DIR)/$(NAME)' '$(DESTDIR)$(LINK_DIR)/.$(NAME).new'
 	put '$(DESTDIR)$(LINK_DIR)/.$(NAME).new' '$(DESTDIR)$(LINK_DIR)/$(NAME)'
-	for json in hooks.d/*.json; do
-		to='$(DESTDIR)$(JSON_DIR)'/$${json##*/}
-		install -m 0644 /dev/null "$$to.new"
-		sed 's|/usr/libexec/oci/hooks\.d/|$(BIN_DIR)/|' "$$json" > "$$to.new"
-		put "$$to.new" "$$to"
-	done
+	put_text() {
+		install -m 0644 /dev/null "$$2.new"
+		sed 's|/usr/libexec/oci/hooks\.d/|$(BIN_DIR)/|' "$$1" > "$$2.new"
+		put "$$2.new" "$$2"
+	}
+	for unit in packaging/systemd/*; do put_text "$$unit" '$(DESTDIR)$(UNITDIR)'/"$${unit##*/}"; done
+	for json in hooks.d/*.json; do put_text "$$json" '$(DESTDIR)$(JSON_DIR)'/"$${json##*/}"; done
 
 uninstall: ## remove what install installed: first the JSON files, then the binary
 	@for json in hooks.d/*.json; do rm -fv '$(DESTDIR)$(JSON_DIR)'/"$${json##*/}"; done
+	for unit in packaging/systemd/*; do rm -fv '$(DESTDIR)$(UNITDIR)'/"$${unit##*/}"; done
 	rm -fv '$(DESTDIR)$(LINK_DIR)/$(NAME)' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
 
 clean: ## remove build/ and what cargo made
