@@ -117,7 +117,7 @@ impl<'a> View<'a> {
     }
 
     fn finish(self, options: &cli::Status, sandboxes: Vec<Sandbox>) -> Exit {
-        let look = Look::of(&std::io::stdout(), |name| std::env::var(name).ok());
+        let look = Look::of(&std::io::stdout(), std::env::var("NO_COLOR").ok().as_deref());
         let stdout = if options.json {
             let mode = bookkeeping::mode_of(self.mounts);
             let report = Report { schema: 1, version: env!("CARGO_PKG_VERSION"), mode, sandboxes };

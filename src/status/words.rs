@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 
+use nix::sys::termios::{InputFlags, tcgetattr};
+
 use crate::cgroup::file::{CPUS, EFFECTIVE_CPUS, SHARES, WEIGHT};
 use crate::cgroup::mounts::Version;
 use crate::cgroup::settings;
@@ -12,8 +14,8 @@ use crate::sys;
 
 /// What is written to.
 ///
-/// Only a terminal gets colour, lines of its width and characters by its locale: what a program reads is the same in every
-/// environment.
+/// Only a terminal gets colour, lines of its width and lines drawn with more than ASCII: what a program reads is the same everywhere.
+/// Whether it shows UTF-8 is asked of the terminal itself, as no variable of the environment but `NO_COLOR` means anything here.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Look {
     pub width: Option<usize>,
@@ -22,18 +24,14 @@ pub struct Look {
 }
 
 impl Look {
-    /// That of `out`; `variable` gives what the environment says.
-    pub fn of(out: &(impl IsTerminal + AsFd), variable: impl Fn(&str) -> Option<String>) -> Self {
-        if out.is_terminal() { Self::of_terminal(sys::terminal_width(out), variable) } else { Self::default() }
-    }
-
-    fn of_terminal(width: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Self {
-        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        // The first that is set decides (locale(7)).
-        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default().to_lowercase();
-        let is_utf8 = ["utf-8", "utf8"].iter().any(|codeset| locale.contains(codeset));
-        // Set and not empty (no-color.org).
-        Self { width, has_colour: set("NO_COLOR").is_none(), is_utf8 }
+    /// That of `out`; `no_color` is the variable of that name, which counts where it is not empty (no-color.org).
+    pub fn of(out: &(impl IsTerminal + AsFd), no_color: Option<&str>) -> Self {
+        if !out.is_terminal() {
+            return Self::default();
+        }
+        // The kernel's consoles, terminal emulators and sshd set it where they show UTF-8 (IUTF8, termios(3)).
+        let is_utf8 = tcgetattr(out).is_ok_and(|terminal| terminal.input_flags.contains(InputFlags::IUTF8));
+        Self { width: sys::terminal_width(out), has_colour: no_color.is_none_or(str::is_empty), is_utf8 }
     }
 
     /// A verdict's word, or what stands for it, in its colour.
@@ -149,6 +147,9 @@ pub fn count(number: usize, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nix::pty::{Winsize, openpty};
+    use nix::sys::termios::{SetArg, tcsetattr};
+
     use super::*;
 
     #[test]
@@ -185,24 +186,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_terminal_looks_the_same_in_every_environment() {
+    fn what_is_no_terminal_gets_neither_colour_nor_a_width_nor_lines_drawn() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        let look = Look::of(&file, |_| Some("de_DE.UTF-8".into()));
+        let look = Look::of(&file, None);
         assert!(look.width.is_none() && !look.has_colour && !look.is_utf8, "{look:?}");
     }
 
     #[test]
-    fn a_terminal_gets_colour_unless_told_and_the_characters_of_its_locale() {
-        let look = |environment: &[(&str, &str)]| {
-            let value = |name: &str| environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
-            let look = Look::of_terminal(Some(80), value);
-            (look.has_colour, look.is_utf8)
+    fn a_terminal_gets_colour_unless_told_and_what_it_says_it_can_show() {
+        let look = |flags: InputFlags, no_color| {
+            let pty = openpty(&Winsize { ws_row: 50, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 }, None).unwrap();
+            let mut terminal = tcgetattr(&pty.slave).unwrap();
+            terminal.input_flags = flags;
+            tcsetattr(&pty.slave, SetArg::TCSANOW, &terminal).unwrap();
+            let look = Look::of(&std::fs::File::from(pty.slave), no_color);
+            (look.width, look.has_colour, look.is_utf8)
         };
-        assert_eq!(look(&[]), (true, false));
-        assert_eq!(look(&[("LANG", "de_DE.UTF-8")]), (true, true));
-        assert_eq!(look(&[("LANG", "de_DE.utf8@euro"), ("LC_ALL", ""), ("NO_COLOR", "")]), (true, true));
-        assert_eq!(look(&[("LANG", "de_DE.UTF-8"), ("LC_CTYPE", "C"), ("NO_COLOR", "1")]), (false, false));
-        assert_eq!(look(&[("LC_CTYPE", "C"), ("LC_ALL", "C.UTF-8")]), (true, true));
+        assert_eq!(look(InputFlags::empty(), None), (Some(80), true, false));
+        assert_eq!(look(InputFlags::IUTF8, Some("")), (Some(80), true, true));
+        assert_eq!(look(InputFlags::IUTF8, Some("1")), (Some(80), false, true));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::process::Command;
 
 use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 
 use crate::testenv::*;
@@ -82,10 +83,13 @@ fn threads_of_ours(sandbox: &Value, role: &str) -> Vec<(Vec<i64>, Value)> {
     ours.map(|group| (tids(group), group.clone())).collect()
 }
 
-/// What it writes on a terminal of so many columns, in this environment.
-fn on_terminal(hook: &Hook, columns: u16, environment: &[(&str, &str)]) -> String {
+/// What it writes on a terminal of so many columns that says this of itself, in this environment.
+fn on_terminal(hook: &Hook, columns: u16, flags: InputFlags, environment: &[(&str, &str)]) -> String {
     let size = Winsize { ws_row: 50, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(Some(&size), None).unwrap();
+    let mut terminal = tcgetattr(&pty.slave).unwrap();
+    terminal.input_flags = flags;
+    tcsetattr(&pty.slave, SetArg::TCSANOW, &terminal).unwrap();
     let line = hook.command_line();
     let mut command = Command::new(&line[0]);
     command.args(&line[1..]).env_clear().envs(environment.iter().copied()).stdout(pty.slave);
@@ -100,19 +104,20 @@ fn on_terminal(hook: &Hook, columns: u16, environment: &[(&str, &str)]) -> Strin
 }
 
 #[test]
-fn a_terminal_gets_lines_of_its_width_in_colour_and_its_locales_characters_and_nobody_else_does() {
+fn a_terminal_gets_lines_of_its_width_in_colour_and_the_characters_it_has_and_nobody_else_does() {
     let Some(env) = Env::new() else { return };
     let _sandbox = env.sandbox().start();
     let (table, tree) = (status(&env), status(&env).arg(&env.name));
     let verdict = "\u{1b}[36munplaced\u{1b}[0m";
-    let utf8 = [("LANG", "en_GB.UTF-8")];
-    let coloured = on_terminal(&table, 70, &utf8);
+    let (utf8, ascii) = (InputFlags::IUTF8, InputFlags::empty());
+    let coloured = on_terminal(&table, 70, utf8, &[]);
     assert!(coloured.contains(verdict), "{coloured:?}");
-    let plain = on_terminal(&table, 70, &[("NO_COLOR", "1"), utf8[0]]);
+    let plain = on_terminal(&table, 70, utf8, &[("NO_COLOR", "1")]);
     assert!(!plain.contains('\u{1b}') && plain.contains("unplaced"), "{plain:?}");
     assert!(plain.lines().take(2).all(|line| line.chars().count() <= 70), "{plain}");
-    assert!(on_terminal(&tree, 70, &utf8).contains("└─ "));
-    assert!(on_terminal(&tree, 70, &[]).contains("`- "));
+    assert!(on_terminal(&tree, 70, utf8, &[]).contains("└─ "));
+    let locale = [("LC_ALL", "en_GB.UTF-8"), ("LANG", "en_GB.UTF-8")];
+    assert!(on_terminal(&tree, 70, ascii, &locale).contains("`- "), "a variable decided");
     let piped = shown(status(&env).arg("--tree").under(["env", "LC_ALL=en_GB.UTF-8"]));
     assert!(piped.is_ascii() && !piped.contains('\u{1b}'), "{piped:?}");
 }
