@@ -125,6 +125,11 @@ build: ## make build/kata-cgroup-hook, static (musl) where the Rust target is in
 		echo 'make build: Rust target $(TARGET) is not installed (make deps does it): linking with this host'\''s C library instead'
 		target=() below=
 	fi
+	# The same bytes wherever it is built: a panic's message holds the path of its source, which depends on where cargo keeps the crates.
+	crates=$$($(CARGO) metadata --locked $(filter --offline --frozen,$(CARGO_FLAGS)) --format-version 1 | grep -o '"manifest_path":"[^"]*"' |
+		sed -n 's|"manifest_path":"\(.*\)/[^/]*/Cargo.toml"|\1|p' | sort -u)
+	while read -r dir; do RUSTFLAGS+=" --remap-path-prefix=$$dir=/crates"; done <<<"$$crates"
+	export RUSTFLAGS
 	do_it $(CARGO) build --release --locked $(CARGO_FLAGS) "$${target[@]}"
 	out=$$($(CARGO) metadata --no-deps --offline --format-version 1 | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
 	mkdir -p build
@@ -221,7 +226,7 @@ dist: ## the committed sources and all dependencies as build/kata-cgroup-hook-VE
 	mkdir -p "build/dist/$$name/.cargo"
 	git archive --format=tar HEAD | tar -x -C "build/dist/$$name"
 	cd "build/dist/$$name"
-	$(CARGO) vendor --quiet --locked vendor >/dev/null
+	$(CARGO) vendor --quiet --locked --versioned-dirs vendor >/dev/null
 	cat > .cargo/config.toml <<-'EOF'
 		[source.crates-io]
 		replace-with = "vendored"

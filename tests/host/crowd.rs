@@ -10,6 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::status::shown;
 use crate::testenv::*;
 
 /// The hooks end well, though their log lines may have found the socket full.
@@ -155,6 +156,81 @@ fn a_parent_that_one_prunes_while_another_makes_its_group_below_it_fails_neither
     }
     hook("poststop", stays).run().succeeded().logged("released");
     env.assert_no_groups();
+}
+
+/// What becomes of one sandbox, as `status` is to say it: the verdict, words of its reason, and how it comes about.
+type Trouble = (&'static str, &'static str, Box<dyn Fn(&Env, &mut StandIn, &str)>);
+
+fn troubles() -> [Trouble; 5] {
+    let record = |env: &Env, id: &str| env.state_dir().join(format!("{id}.json"));
+    [
+        (
+            "incomplete",
+            "is not in its ",
+            Box::new(|_, sandbox, group| {
+                let cpu = constrained_at(group, "cpu");
+                // On v2 a thread can go no further.
+                let away = if cpu.hierarchy.version == Version::V1 { Group::new("cpu", "/") } else { cpu.parent().unwrap() };
+                away.take_in_thread(*sandbox.vcpu_threads().first().unwrap());
+            }),
+        ),
+        ("incomplete", " is 70000", Box::new(|_, _, group| constrained_at(group, "cpu").set_quota(70_000))),
+        (
+            "incomplete",
+            "its record is not understood",
+            Box::new(move |env, sandbox, _| fs::write(record(env, &sandbox.id), "{\"schema\":1,").unwrap()),
+        ),
+        (
+            "incomplete",
+            "its record is lost",
+            Box::new(move |env, sandbox, _| fs::remove_file(record(env, &sandbox.id)).unwrap()),
+        ),
+        ("orphan", "has ended", Box::new(|_, sandbox, _| sandbox.kill())),
+    ]
+}
+
+/// The table has a line for each sandbox; this one stands last with its verdict and the reason, and all others are placed.
+#[track_caller]
+fn assert_stands_out(env: &Env, all: usize, id: &str, verdict: &str, words: &str) {
+    let table = shown(env.hook("status"));
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with(&env.name)).collect();
+    let (last, others) = rows.split_last().unwrap();
+    assert!(rows.len() == all && others.iter().all(|row| row.ends_with("  placed")), "{table}");
+    assert!(last.starts_with(&format!("{id} ")) && last.contains(&format!("  {verdict}: ")) && last.contains(words), "{table}");
+    let placed = if all > 1 { format!("{} placed, ", all - 1) } else { String::new() };
+    let summary = format!("{all} sandbox{}: {placed}1 {verdict}\n", if all > 1 { "es" } else { "" });
+    assert!(table.contains(&summary), "{summary}{table}");
+    println!("{}\n", [table.lines().next().unwrap(), "…", last, &table[table.find(&summary).unwrap()..]].join("\n"));
+}
+
+#[test]
+fn among_one_ten_and_a_hundred_sandboxes_the_one_in_trouble_stands_out_in_status() {
+    // An emulated CPU has enough to do with ten.
+    let sizes: &[usize] = if stride() == 1 { &[1, 10, 100] } else { &[1, 10] };
+    for &all in sizes {
+        let Some(env) = Env::new() else { return };
+        env.configure(&stand_in_row());
+        let mut sandboxes: Vec<StandIn> = (0..all).map(|number| env.stand_in(&number.to_string(), VMM)).collect();
+        let bundles: Vec<Bundle> = sandboxes.iter().map(|sandbox| bundle_of(&env, sandbox, 50_000)).collect();
+        let chosen = all / 2;
+        let group = format!("{}/pod/kata_{}", env.top(), sandboxes[chosen].id);
+        let place = |number: usize, sandbox: &StandIn| {
+            env.hook("poststart").state(bundles[number].state(sandbox.pid())).run().succeeded();
+        };
+        sandboxes.iter().enumerate().filter(|(number, _)| *number != chosen).for_each(|(number, one)| place(number, one));
+        assert_stands_out(&env, all, &sandboxes[chosen].id, "unplaced", "no hook has placed it");
+        for (verdict, words, befall) in troubles() {
+            place(chosen, &sandboxes[chosen]);
+            let table = shown(env.hook("status"));
+            assert!(table.contains(&format!(": {all} placed\n")), "{words}: {table}");
+            befall(&env, &mut sandboxes[chosen], &group);
+            assert_stands_out(&env, all, &sandboxes[chosen].id, verdict, words);
+        }
+        sandboxes.iter_mut().for_each(StandIn::kill);
+        fs::remove_dir_all(env.dir.join("vm")).unwrap();
+        assert_eq!(env.hook("reconcile").run().code, Some(0));
+        env.assert_no_groups();
+    }
 }
 
 /// What may have become of a record, what the log says of it, and how that comes about.

@@ -20,7 +20,7 @@ fn status(env: &Env) -> Hook<'_> {
 
 /// It went well: exit 0, nothing on stderr, nothing in the log.
 #[track_caller]
-fn shown(hook: Hook) -> String {
+pub(crate) fn shown(hook: Hook) -> String {
     let run = hook.run();
     assert_eq!((run.code, run.stderr.as_str(), run.log.len()), (Some(0), "", 0), "{run:#?}");
     run.stdout
