@@ -9,7 +9,7 @@ mod testenv;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::Value;
 use testenv::*;
@@ -18,44 +18,10 @@ use testenv::*;
 const INSTALLED: &str = "/usr/libexec/oci/hooks.d/kata-cgroup-hook";
 const CONFIG: &str = "/etc/kata-cgroup-hook/config.toml";
 
-/// podman on storage of this environment's own.
-struct Podman<'e> {
-    env: &'e Env,
-    runtime: &'static str,
-}
-
 impl Podman<'_> {
-    fn command(&self) -> Command {
-        let dir = |name: &str| self.env.dir.join(name).display().to_string();
-        let systemd = Path::new("/run/systemd/system").is_dir();
-        let mut command = Command::new("podman");
-        command.args([
-            "--root",
-            &dir("storage"),
-            "--runroot",
-            &dir("run"),
-            "--storage-driver",
-            "vfs",
-            "--events-backend",
-            "file",
-        ]);
-        command.args(["--cgroup-manager", if systemd { "systemd" } else { "cgroupfs" }, "--runtime", self.runtime]);
-        command.args(["--hooks-dir", concat!(env!("CARGO_MANIFEST_DIR"), "/hooks.d")]);
-        command.env("TMPDIR", &self.env.dir);
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, args: &[&str]) -> String {
-        let output = self.command().args(args).output().unwrap();
-        assert!(output.status.success(), "{} podman {args:?}: {}", self.runtime, text(&output));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
     /// A container that sleeps, in this environment's own group; its id.
     fn create(&self) -> String {
-        let parent =
-            if Path::new("/run/systemd/system").is_dir() { format!("{}.slice", self.env.slice()) } else { self.env.top() };
+        let parent = self.cgroup_parent();
         self.run(&["create", "--network", "none", "--cgroup-parent", &parent, "localhost/busybox", "/bin/sleep", "1000"])
     }
 
@@ -65,10 +31,6 @@ impl Podman<'_> {
         let config: Value = serde_json::from_str(&fs::read_to_string(config).unwrap()).unwrap();
         config["linux"]["cgroupsPath"].as_str().unwrap().to_owned()
     }
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// An image with a shell and nothing else.
@@ -97,9 +59,7 @@ fn the_shipped_hooks_place_and_release_the_vm_of_a_container_and_are_silent_for_
         return skipped("not in a test VM").unwrap_or_default();
     }
     let Some(env) = Env::new() else { return };
-    let runtimes = ["crun", "runc"].into_iter().filter(|runtime| Command::new(runtime).arg("--version").output().is_ok());
-    let runtimes: Vec<&str> = runtimes.filter(|runtime| *runtime != "crun" || !controllers_on_v2_beside_v1()).collect();
-    assert!(Command::new("podman").arg("--version").output().is_ok() && !runtimes.is_empty(), "podman and a runtime");
+    let runtimes = Podman::runtimes();
     fs::create_dir_all(Path::new(INSTALLED).parent().unwrap()).unwrap();
     fs::copy(hook_binary(), INSTALLED).unwrap();
     set_mode(Path::new(INSTALLED), 0o755);
@@ -129,23 +89,7 @@ fn the_shipped_hooks_place_and_release_the_vm_of_a_container_and_are_silent_for_
         assert_eq!(results, [("poststop", "released")], "{runtime}");
         sandbox.assert_nowhere_below("kata_");
     }
-    wait_until("what cleans up behind the containers to have ended", || !is_anybody_at_work_for(&env));
-    if Path::new("/run/systemd/system").is_dir() {
-        Command::new("systemctl").args(["stop", &format!("{}.slice", env.slice())]).status().unwrap();
-    }
+    Podman::wait_for_the_end(&env);
     fs::remove_file(INSTALLED).unwrap();
     fs::remove_file(CONFIG).unwrap();
-}
-
-/// Whether a process of podman's is left: its monitor has each container cleaned up once more after its end.
-fn is_anybody_at_work_for(env: &Env) -> bool {
-    let arguments = |entry: fs::DirEntry| fs::read(entry.path().join("cmdline")).unwrap_or_default();
-    let all = fs::read_dir("/proc").unwrap().flatten().map(arguments);
-    all.into_iter().any(|arguments| String::from_utf8_lossy(&arguments).contains(&env.name))
-}
-
-/// crun starts nothing on a host that has controllers on both.
-fn controllers_on_v2_beside_v1() -> bool {
-    let on_v2 = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers").unwrap_or_default();
-    !on_v2.trim().is_empty()
 }

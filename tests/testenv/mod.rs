@@ -16,6 +16,7 @@ mod hook;
 mod limits;
 mod log;
 pub(crate) mod manual;
+mod podman;
 mod process;
 mod qmp;
 mod refusals;
@@ -36,6 +37,7 @@ pub(crate) use hierarchy::{CONTROLLERS, CPU_CONTROLLERS, Hierarchy, Version, hie
 pub(crate) use hook::{Hook, Run, hook_binary, steps_ahead, use_binary};
 pub(crate) use limits::{Freedom, Limits, freedom_of, limits_at, share_of};
 pub(crate) use log::LogLine;
+pub(crate) use podman::Podman;
 pub(crate) use process::{Process, Thread, children_of, cpu_ticks, is_alive, minds, start_time, threads_of};
 pub(crate) use qmp::Qmp;
 pub(crate) use refusals::{Call, On, Refused, calls_of, refuse};

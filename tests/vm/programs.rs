@@ -97,7 +97,7 @@ impl Programs {
         let run = dir.join("run");
         fs::write(&run, script).unwrap();
         fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
-        for path in ["hooks.d", "packaging/systemd", "tests/fixtures"] {
+        for path in ["hooks.d", "packaging", "tests/fixtures"] {
             copy_tree(&Path::new(SOURCES).join(path), &dir.join("sources").join(path));
         }
     }

@@ -1,0 +1,310 @@
+//! packaging/kubernetes: the manifests are what the API takes, and the container's program does to a node what its head says.
+//!
+//! The schemas are the API's own, of Kubernetes 1.37, as kubernetes-validate 1.37.0 has them in its strict form (a key that is not
+//! known is an error), without their prose and with only what these kinds need. The program is run by podman in a virtual machine, whose
+//! root is the node's: it installs into /usr.
+
+mod testenv;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use testenv::*;
+
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/kubernetes");
+
+/// The objects in a file of packaging/kubernetes.
+fn objects(file: &str) -> Vec<Value> {
+    let text = fs::read_to_string(Path::new(MANIFESTS).join(file)).unwrap();
+    serde_yaml_ng::Deserializer::from_str(&text).map(|one| Value::deserialize(one).unwrap()).collect()
+}
+
+/// What of `value` is not as the schema of this name has it.
+fn wrong(schemas: &Value, schema: &Value, value: &Value, place: &str) -> Vec<String> {
+    if let Some(name) = schema.get("$ref") {
+        return wrong(schemas, &schemas[name.as_str().unwrap()], value, place);
+    }
+    if let Some(choices) = schema.get("oneOf") {
+        let fits = |choice: &&Value| wrong(schemas, choice, value, place).is_empty();
+        let all = choices.as_array().unwrap();
+        return if all.iter().any(|choice| fits(&choice)) { vec![] } else { vec![format!("{place}: {value}")] };
+    }
+    let is_of = |kind: &str| match kind {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64(),
+        "number" => value.is_number(),
+        "null" => value.is_null(),
+        other => panic!("{other} is not known to the tests"),
+    };
+    let kinds: Vec<&str> = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().map(|kind| kind.as_str().unwrap()).collect(),
+        kind => vec![kind.as_str().unwrap_or_else(|| panic!("{place}: no type in {schema}"))],
+    };
+    if !kinds.into_iter().any(is_of) {
+        return vec![format!("{place}: {value} is no {}", schema["type"])];
+    }
+    let mut errors = Vec::new();
+    if schema.get("enum").is_some_and(|values| !values.as_array().unwrap().contains(value)) {
+        errors.push(format!("{place}: {value} is none of {}", schema["enum"]));
+    }
+    for key in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+        if value.get(key.as_str().unwrap()).is_none() {
+            errors.push(format!("{place}: no {key}"));
+        }
+    }
+    for (key, value) in value.as_object().into_iter().flatten() {
+        let place = format!("{place}.{key}");
+        match (schema.get("properties").and_then(|known| known.get(key)), schema.get("additionalProperties")) {
+            (Some(schema), _) => errors.extend(wrong(schemas, schema, value, &place)),
+            (None, Some(schema)) if schema.is_object() => errors.extend(wrong(schemas, schema, value, &place)),
+            _ => errors.push(format!("{place}: there is no such key")),
+        }
+    }
+    for (index, value) in value.as_array().into_iter().flatten().enumerate() {
+        errors.extend(wrong(schemas, &schema["items"], value, &format!("{place}[{index}]")));
+    }
+    errors
+}
+
+fn schemas() -> Value {
+    serde_json::from_str(include_str!("fixtures/kubernetes/schemas.json")).unwrap()
+}
+
+fn wrong_in(object: &Value) -> Vec<String> {
+    let version = object["apiVersion"].as_str().unwrap();
+    let group = if version.contains('/') { version.replace('/', ".") } else { format!("core.{version}") };
+    let kind = object["kind"].as_str().unwrap();
+    let schemas = schemas();
+    wrong(&schemas, &schemas[format!("io.k8s.api.{group}.{kind}")], object, kind)
+}
+
+#[test]
+fn the_manifests_are_as_the_api_has_them() {
+    let kustomization = &objects("kustomization.yaml")[0];
+    let files: Vec<&str> = kustomization["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
+    let all: Vec<Value> = files.iter().flat_map(|file| objects(file)).collect();
+    assert_eq!(
+        all.iter().map(|one| one["kind"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["Namespace", "ConfigMap", "DaemonSet"]
+    );
+    for object in &all {
+        assert_eq!(wrong_in(object), Vec::<String>::new());
+    }
+    let mut misspelt = all[2].clone();
+    misspelt["spec"]["template"]["spec"]["hostPid"] = true.into();
+    misspelt["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["periodSeconds"] = "60".into();
+    assert_eq!(wrong_in(&misspelt).len(), 2, "{:?}", wrong_in(&misspelt));
+}
+
+#[test]
+fn what_the_manifests_name_is_there() {
+    let kustomization = &objects("kustomization.yaml")[0];
+    let (namespace, config, daemonset) =
+        (&objects("namespace.yaml")[0], &objects("config.yaml")[0], &objects("daemonset.yaml")[0]);
+    assert_eq!(kustomization["namespace"], namespace["metadata"]["name"]);
+    let (selector, template) = (&daemonset["spec"]["selector"]["matchLabels"], &daemonset["spec"]["template"]);
+    assert_eq!(selector, &template["metadata"]["labels"]);
+    let container = &template["spec"]["containers"][0];
+    assert_eq!(container["image"], kustomization["images"][0]["name"]);
+    let version = concat!(env!("CARGO_PKG_VERSION"));
+    assert_eq!(kustomization["images"][0]["newTag"], version);
+    let volumes: Vec<&Value> = template["spec"]["volumes"].as_array().unwrap().iter().collect();
+    for mount in container["volumeMounts"].as_array().unwrap() {
+        assert!(volumes.iter().any(|volume| volume["name"] == mount["name"]), "{mount}");
+    }
+    assert!(volumes.iter().any(|volume| volume["configMap"]["name"] == config["metadata"]["name"]));
+    // What uninstall lays over it names the same object and container.
+    let uninstall = &objects("uninstall/kustomization.yaml")[0];
+    let patch = &objects(&format!("uninstall/{}", uninstall["patches"][0]["path"].as_str().unwrap()))[0];
+    assert_eq!((&patch["kind"], &patch["metadata"]["name"]), (&daemonset["kind"], &daemonset["metadata"]["name"]));
+    assert_eq!(patch["metadata"]["namespace"], kustomization["namespace"]);
+    assert_eq!(patch["spec"]["template"]["spec"]["containers"][0]["name"], container["name"]);
+}
+
+#[test]
+fn the_configuration_is_one_that_the_hook_takes() {
+    let Some(env) = Env::new() else { return };
+    let text = objects("config.yaml")[0]["data"]["config.toml"].as_str().unwrap().to_owned();
+    let file = env.dir.join("config.toml");
+    write_file(&file, 0o644, &text);
+    let state = env.bundle().state(1);
+    let run = env.hook("createRuntime").config(&file).dry().state(&state).run();
+    assert_eq!((run.code, run.stdout.as_str()), (Some(0), "0 steps: not a VM sandbox\n"), "{run:#?}");
+}
+
+const USR: [&str; 2] = ["/usr/libexec/oci/hooks.d", "/usr/share/containers/oci/hooks.d"];
+const OWN: [&str; 2] = ["/opt/kata-cgroup-hook", "/etc/containers/oci/hooks.d"];
+const CONFIG: &str = "/etc/kata-cgroup-hook/config.toml";
+
+/// The container of the DaemonSet on a node, which is this virtual machine.
+struct Pod<'e> {
+    podman: Podman<'e>,
+    name: &'static str,
+}
+
+impl<'e> Pod<'e> {
+    /// With these options more, told `word`.
+    fn start(env: &'e Env, name: &'static str, options: &[&str], word: &str) -> Pod<'e> {
+        let podman = Podman { env, runtime: Podman::runtimes()[0] };
+        let (parent, dir) = (podman.cgroup_parent(), |name: &str| env.dir.join(name).display().to_string());
+        let payload = format!("{}:/payload:ro", dir("payload"));
+        let config = format!("{}:/config:ro", dir("configmap"));
+        let on_node = format!("{}:/usr/local/bin:ro", dir("program"));
+        let mut args = vec!["run", "--detach", "--name", name, "--network", "none", "--cgroup-parent", &parent];
+        // The node's own /usr stands for the image's, which is of the same Debian.
+        args.extend(["--privileged", "--pid", "host", "--volume", "/usr:/usr:ro", "--volume", "/:/host:rslave"]);
+        args.extend(["--volume", &payload, "--volume", &config, "--volume", &on_node]);
+        args.extend(options);
+        let root = dir("image");
+        args.extend(["--rootfs", &root, "/usr/local/bin/on-node", word]);
+        podman.run(&args);
+        Pod { podman, name }
+    }
+
+    /// What it has said so far.
+    fn said(&self) -> String {
+        self.podman.run(&["logs", self.name])
+    }
+
+    fn end(self) {
+        self.podman.run(&["rm", "--force", "--time", "5", self.name]);
+    }
+}
+
+/// What the image has: links into /usr, and what Dockerfile copies.
+fn prepare_image(env: &Env) {
+    let image = env.dir.join("image");
+    for dir in ["usr", "payload", "config", "host", "proc", "sys", "dev", "etc", "tmp", "run"] {
+        fs::create_dir_all(image.join(dir)).unwrap();
+    }
+    for dir in ["bin", "sbin", "lib", "lib64"] {
+        symlink(format!("usr/{dir}"), image.join(dir)).unwrap();
+    }
+    for dir in ["payload/hooks.d", "configmap", "program"] {
+        fs::create_dir_all(env.dir.join(dir)).unwrap();
+    }
+    fs::copy(hook_binary(), env.dir.join("payload/kata-cgroup-hook")).unwrap();
+    fs::copy(Path::new(MANIFESTS).join("on-node"), env.dir.join("program/on-node")).unwrap();
+    for json in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/hooks.d")).unwrap().flatten() {
+        fs::copy(json.path(), env.dir.join("payload/hooks.d").join(json.file_name())).unwrap();
+    }
+}
+
+fn json_files(dir: &str) -> usize {
+    let ours = |name: String| name.starts_with("kata-cgroup-hook-") && name.ends_with(".json");
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| ours(entry.file_name().to_string_lossy().into_owned())).count()
+}
+
+fn has_binary(dir: &str) -> bool {
+    Path::new(dir).join("kata-cgroup-hook").exists()
+}
+
+/// Watches that no JSON file is ever there without its binary, for as long as `work` takes.
+fn never_a_file_without_its_binary(work: impl FnOnce()) {
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = || {
+            let (mut seen, mut wrong) = (0, 0);
+            while !is_done.load(Ordering::Relaxed) {
+                for [bin, json] in [USR, OWN] {
+                    let files = json_files(json);
+                    seen += files;
+                    wrong += usize::from(files > 0 && !has_binary(bin) && json_files(json) > 0);
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            (seen, wrong)
+        };
+        let watcher = scope.spawn(watch);
+        work();
+        is_done.store(true, Ordering::Relaxed);
+        let (seen, wrong) = watcher.join().unwrap();
+        assert!(seen > 0 && wrong == 0, "{seen} files seen, {wrong} times without a binary");
+    });
+}
+
+#[test]
+fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_away() {
+    if std::env::var_os("KCH_TEST_VM").is_none() {
+        return skipped("not in a test VM").unwrap_or_default();
+    }
+    let Some(env) = Env::new() else { return };
+    prepare_image(&env);
+    let configmap = env.dir.join("configmap/config.toml");
+    fs::write(&configmap, format!("on-error = \"warn\"\n{}", env.roots())).unwrap();
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    // Only who is in the node's own namespaces sees that it is gone, and can put it back.
+    let away = |sandbox: &Sandbox| {
+        let cpu = env.constrained("cpu");
+        let away = if cpu.hierarchy.version == Version::V1 { Group::new("cpu", "/") } else { cpu.parent().unwrap() };
+        away.take_in_thread(*sandbox.vcpu_threads().first().unwrap());
+    };
+    away(&sandbox);
+
+    never_a_file_without_its_binary(|| {
+        let pod = Pod::start(&env, "kch-install", &[], "install");
+        wait_until("the JSON files", || json_files(USR[1]) == 3);
+        wait_until("reconcile to have put the thread back", || pod.said().contains("move-thread"));
+        sandbox.assert_placed(&env.group());
+        assert_eq!(fs::read(CONFIG).unwrap(), fs::read(&configmap).unwrap());
+        let checked = pod.podman.command().args(["exec", pod.name, "/usr/local/bin/on-node", "check"]).output().unwrap();
+        let by_hand = std::process::Command::new(Path::new(USR[0]).join("kata-cgroup-hook")).arg("check").output().unwrap();
+        assert_eq!(String::from_utf8(checked.stdout).unwrap(), String::from_utf8(by_hand.stdout).unwrap());
+
+        // It is tried before it counts; and the container's end takes nothing away.
+        fs::write(&configmap, "mode = \"enforced\"\n").unwrap();
+        pod.podman.run(&["restart", "--time", "5", pod.name]);
+        wait_until("word of the wrong configuration", || pod.said().contains("is wrong and does not count"));
+        assert!(fs::read_to_string(CONFIG).unwrap().contains("on-error"));
+        pod.end();
+        assert!(json_files(USR[1]) == 3 && has_binary(USR[0]));
+        sandbox.assert_placed(&env.group());
+
+        // A mode that changes nothing must not keep what was placed from going back.
+        fs::write(CONFIG, format!("mode = \"observe\"\n{}", env.roots())).unwrap();
+        fs::copy(CONFIG, &configmap).unwrap();
+        let pod = Pod::start(&env, "kch-uninstall", &[], "uninstall");
+        wait_until("word of the end", || pod.said().contains("is gone from this node"));
+        pod.podman.run(&["exec", pod.name, "/usr/local/bin/on-node", "is-gone"]);
+        pod.end();
+    });
+    assert!(json_files(USR[1]) == 0 && !has_binary(USR[0]) && !Path::new(CONFIG).exists());
+    env.assert_no_groups();
+    sandbox.assert_nowhere_below("kata_");
+    Podman::wait_for_the_end(&env);
+}
+
+#[test]
+fn where_usr_is_read_only_it_installs_to_opt_and_etc() {
+    if std::env::var_os("KCH_TEST_VM").is_none() {
+        return skipped("not in a test VM").unwrap_or_default();
+    }
+    let Some(env) = Env::new() else { return };
+    prepare_image(&env);
+    never_a_file_without_its_binary(|| {
+        let read_only = ["--volume", "/usr:/host/usr:ro"];
+        let pod = Pod::start(&env, "kch-read-only", &read_only, "install");
+        wait_until("the JSON files", || json_files(OWN[1]) == 3);
+        assert!(has_binary(OWN[0]) && !has_binary(USR[0]) && json_files(USR[1]) == 0);
+        let json = fs::read_to_string(Path::new(OWN[1]).join("kata-cgroup-hook-poststop.json")).unwrap();
+        assert!(json.contains("\"/opt/kata-cgroup-hook/kata-cgroup-hook\""), "{json}");
+        pod.end();
+        let pod = Pod::start(&env, "kch-read-only-end", &read_only, "uninstall");
+        wait_until("word of the end", || pod.said().contains("is gone from this node"));
+        pod.end();
+    });
+    assert!(json_files(OWN[1]) == 0 && !has_binary(OWN[0]));
+    Podman::wait_for_the_end(&env);
+}
