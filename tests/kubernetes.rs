@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -145,6 +145,9 @@ const USR: [&str; 2] = ["/usr/libexec/oci/hooks.d", "/usr/share/containers/oci/h
 const OWN: [&str; 2] = ["/opt/kata-cgroup-hook", "/etc/containers/oci/hooks.d"];
 const CONFIG: &str = "/etc/kata-cgroup-hook/config.toml";
 
+/// How long the program may take for what it does at once; it pauses for a minute in between.
+const PATIENCE: Duration = Duration::from_secs(40);
+
 /// The container of the DaemonSet on a node, which is this virtual machine.
 struct Pod<'e> {
     podman: Podman<'e>,
@@ -170,12 +173,23 @@ impl<'e> Pod<'e> {
         Pod { podman, name }
     }
 
-    /// What it has said so far.
-    fn said(&self) -> String {
-        self.podman.run(&["logs", self.name])
+    /// Waits until it has said this.
+    #[track_caller]
+    fn says(&self, words: &str) {
+        let said = || {
+            let output = self.podman.command().args(["logs", self.name]).output().unwrap();
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+        };
+        let since = Instant::now();
+        while !said().contains(words) {
+            assert!(since.elapsed() < PATIENCE, "no {words:?} from it: {}", said());
+            thread::sleep(Duration::from_millis(200));
+        }
     }
+}
 
-    fn end(self) {
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
         self.podman.run(&["rm", "--force", "--time", "5", self.name]);
     }
 }
@@ -256,7 +270,7 @@ fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_
     never_a_file_without_its_binary(|| {
         let pod = Pod::start(&env, "kch-install", &[], "install");
         wait_until("the JSON files", || json_files(USR[1]) == 3);
-        wait_until("reconcile to have put the thread back", || pod.said().contains("move-thread"));
+        pod.says(" move-thread ");
         sandbox.assert_placed(&env.group());
         assert_eq!(fs::read(CONFIG).unwrap(), fs::read(&configmap).unwrap());
         let checked = pod.podman.command().args(["exec", pod.name, "/usr/local/bin/on-node", "check"]).output().unwrap();
@@ -266,9 +280,9 @@ fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_
         // It is tried before it counts; and the container's end takes nothing away.
         fs::write(&configmap, "mode = \"enforced\"\n").unwrap();
         pod.podman.run(&["restart", "--time", "5", pod.name]);
-        wait_until("word of the wrong configuration", || pod.said().contains("is wrong and does not count"));
+        pod.says("is wrong and does not count");
         assert!(fs::read_to_string(CONFIG).unwrap().contains("on-error"));
-        pod.end();
+        drop(pod);
         assert!(json_files(USR[1]) == 3 && has_binary(USR[0]));
         sandbox.assert_placed(&env.group());
 
@@ -276,9 +290,8 @@ fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_
         fs::write(CONFIG, format!("mode = \"observe\"\n{}", env.roots())).unwrap();
         fs::copy(CONFIG, &configmap).unwrap();
         let pod = Pod::start(&env, "kch-uninstall", &[], "uninstall");
-        wait_until("word of the end", || pod.said().contains("is gone from this node"));
+        pod.says("is gone from this node");
         pod.podman.run(&["exec", pod.name, "/usr/local/bin/on-node", "is-gone"]);
-        pod.end();
     });
     assert!(json_files(USR[1]) == 0 && !has_binary(USR[0]) && !Path::new(CONFIG).exists());
     env.assert_no_groups();
@@ -300,10 +313,8 @@ fn where_usr_is_read_only_it_installs_to_opt_and_etc() {
         assert!(has_binary(OWN[0]) && !has_binary(USR[0]) && json_files(USR[1]) == 0);
         let json = fs::read_to_string(Path::new(OWN[1]).join("kata-cgroup-hook-poststop.json")).unwrap();
         assert!(json.contains("\"/opt/kata-cgroup-hook/kata-cgroup-hook\""), "{json}");
-        pod.end();
-        let pod = Pod::start(&env, "kch-read-only-end", &read_only, "uninstall");
-        wait_until("word of the end", || pod.said().contains("is gone from this node"));
-        pod.end();
+        drop(pod);
+        Pod::start(&env, "kch-read-only-end", &read_only, "uninstall").says("is gone from this node");
     });
     assert!(json_files(OWN[1]) == 0 && !has_binary(OWN[0]));
     Podman::wait_for_the_end(&env);
