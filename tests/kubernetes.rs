@@ -8,8 +8,9 @@ mod testenv;
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -148,6 +149,9 @@ const CONFIG: &str = "/etc/kata-cgroup-hook/config.toml";
 /// How long the program may take for what it does at once; it pauses for a minute in between.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// There is one node for all tests.
+static NODE: Mutex<()> = Mutex::new(());
+
 /// The container of the DaemonSet on a node, which is this virtual machine.
 struct Pod<'e> {
     podman: Podman<'e>,
@@ -162,7 +166,7 @@ impl<'e> Pod<'e> {
         let payload = format!("{}:/payload:ro", dir("payload"));
         let config = format!("{}:/config:ro", dir("configmap"));
         let on_node = format!("{}:/usr/local/bin:ro", dir("program"));
-        let mut args = vec!["run", "--detach", "--name", name, "--network", "none", "--cgroup-parent", &parent];
+        let mut args = vec!["create", "--name", name, "--network", "none", "--cgroup-parent", &parent];
         // The node's own /usr stands for the image's, which is of the same Debian.
         args.extend(["--privileged", "--pid", "host", "--volume", "/usr:/usr:ro", "--volume", "/:/host:rslave"]);
         args.extend(["--volume", &payload, "--volume", &config, "--volume", &on_node]);
@@ -170,7 +174,9 @@ impl<'e> Pod<'e> {
         let root = dir("image");
         args.extend(["--rootfs", &root, "/usr/local/bin/on-node", word]);
         podman.run(&args);
-        Pod { podman, name }
+        let pod = Pod { podman, name };
+        pod.podman.run(&["start", name]);
+        pod
     }
 
     /// Waits until it has said this.
@@ -214,9 +220,10 @@ fn prepare_image(env: &Env) {
 }
 
 fn json_files(dir: &str) -> usize {
-    let ours = |name: String| name.starts_with("kata-cgroup-hook-") && name.ends_with(".json");
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| ours(entry.file_name().to_string_lossy().into_owned())).count()
+    let is_ours = |file: &PathBuf| {
+        file.extension().is_some_and(|end| end == "json") && file.to_string_lossy().contains("/kata-cgroup-hook-")
+    };
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_ours).count()
 }
 
 fn has_binary(dir: &str) -> bool {
@@ -252,6 +259,7 @@ fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_
     if std::env::var_os("KCH_TEST_VM").is_none() {
         return skipped("not in a test VM").unwrap_or_default();
     }
+    let _node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(env) = Env::new() else { return };
     prepare_image(&env);
     let configmap = env.dir.join("configmap/config.toml");
@@ -304,6 +312,7 @@ fn where_usr_is_read_only_it_installs_to_opt_and_etc() {
     if std::env::var_os("KCH_TEST_VM").is_none() {
         return skipped("not in a test VM").unwrap_or_default();
     }
+    let _node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(env) = Env::new() else { return };
     prepare_image(&env);
     never_a_file_without_its_binary(|| {
