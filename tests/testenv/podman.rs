@@ -47,12 +47,14 @@ impl Podman<'_> {
         if Path::new("/run/systemd/system").is_dir() { format!("{}.slice", self.env.slice()) } else { self.env.top() }
     }
 
-    /// What it prints, without the last newline.
+    /// What it prints, without the last newline. Into files: a container's monitor may keep a pipe for as long as the container lives.
     #[track_caller]
     pub(crate) fn run(&self, args: &[&str]) -> String {
-        let output = self.command().args(args).output().unwrap();
-        assert!(output.status.success(), "{} podman {args:?}: {}", self.runtime, String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        let [out, err] = ["podman.out", "podman.err"].map(|name| self.env.dir.join(name));
+        let into = |path: &Path| fs::File::create(path).unwrap();
+        let status = self.command().args(args).stdout(into(&out)).stderr(into(&err)).status().unwrap();
+        assert!(status.success(), "{} podman {args:?}: {}", self.runtime, fs::read_to_string(err).unwrap());
+        fs::read_to_string(out).unwrap().trim().to_owned()
     }
 
     /// Its monitor has each container cleaned up once more after its end.
