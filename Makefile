@@ -51,6 +51,8 @@ help: ## list the targets
 # An older toolchain is needed by make check alone, so make run and make vm do not ask for it; nor does make run for an image.
 run vm: WITHOUT_RUST_VERSION = 1
 run: WITHOUT_IMAGE = $(filter 0,$(shell id -u))
+# What reads the manual page and the completions is needed by the tests of those alone.
+run vm soak: WITHOUT_READERS = 1
 deps: ## install what run, test and check need, each command printed first; NO_DEPS=1 only says what is missing
 	@$(DO)
 	have_virtiofsd() { [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || command -v virtiofsd >/dev/null; }
@@ -67,6 +69,11 @@ deps: ## install what run, test and check need, each command printed first; NO_D
 	command -v strace >/dev/null || packages+=(strace)
 	command -v cc >/dev/null || packages+=(gcc libc6-dev)
 	have_virtiofsd || packages+=(virtiofsd)
+	if [ -z '$(WITHOUT_READERS)' ]; then
+		on_path mandoc || packages+=(mandoc)
+		on_path zsh || packages+=(zsh)
+		on_path fish || packages+=(fish)
+	fi
 	# The virtual machines' image is made of Debian's packages, as any user.
 	if [ -z '$(WITHOUT_IMAGE)' ]; then
 		on_path mmdebstrap || packages+=(mmdebstrap)

@@ -1,0 +1,60 @@
+//! What is shipped beside the binary says what the binary does: the manual page.
+//!
+//! None of it is compiled, so nothing but these tests keeps it in step with the command line (src/cli.rs) and with the keys of the
+//! configuration (src/config.rs). Both are asked here: the words of `--help`, the keys that the parser names when it meets one that it
+//! does not know.
+
+mod man_page;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use kata_cgroup_hook::cli::HELP;
+use kata_cgroup_hook::config::Config;
+
+/// What can stand first on the command line: the stages and the commands.
+fn words() -> Vec<&'static str> {
+    let is_word = |line: &&str| line.starts_with("  ") && !line.trim_start().starts_with('-');
+    let sections = HELP.split("\n\n").filter(|section| section.starts_with("Stages") || section.starts_with("Commands"));
+    let lines = sections.flat_map(|section| section.lines().skip(1)).filter(is_word);
+    let words: Vec<&str> = lines.flat_map(|line| line[2..].split("  ").next().unwrap().split(", ")).collect();
+    assert!(words.contains(&"createRuntime") && words.contains(&"status"), "{words:?}");
+    words
+}
+
+/// All options, by their long names.
+fn options() -> BTreeSet<&'static str> {
+    let is_option = |word: &&str| word.starts_with("--") && word.len() > 2;
+    let options = HELP.split([' ', '\n', '[', ']']).filter(is_option).collect::<BTreeSet<&str>>();
+    assert!(options.contains("--release-all") && options.contains("--version"), "{options:?}");
+    options
+}
+
+/// The keys of the configuration, as its parser names them to who misspells one: the top's without the tables, `[v2]`'s and
+/// `[[vmm]]`'s.
+fn keys() -> [BTreeSet<String>; 3] {
+    let is_table = |key: &&str| ["v2", "vmm"].contains(key);
+    ["", "[v2]\n", "[[vmm]]\n"].map(|table| {
+        let error = Config::parse(&format!("{table}no-such-key = 1")).unwrap_err();
+        let known = error.split("expected ").nth(1).unwrap_or_else(|| panic!("{error}"));
+        known.split('`').skip(1).step_by(2).filter(|key| !is_table(key)).map(str::to_owned).collect()
+    })
+}
+
+/// Runs a program on what it reads from stdin; nothing, having said so, where there is no such program.
+fn run(program: &str, args: &[&str], stdin: &str) -> Option<String> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        // Not by a macro, whose words the harness keeps to itself.
+        std::io::stderr().write_all(format!("\nskipped: no {program}\n").as_bytes()).unwrap();
+        return None;
+    };
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaints.is_empty(), "{program} {args:?}: {said}{complaints}");
+    Some(said)
+}
