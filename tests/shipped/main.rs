@@ -1,16 +1,17 @@
-//! What is shipped beside the binary says what the binary does: the manual page.
+//! What is shipped beside the binary says what the binary does: the manual page, the shells' completions.
 //!
 //! None of it is compiled, so nothing but these tests keeps it in step with the command line (src/cli.rs) and with the keys of the
-//! configuration (src/config.rs). Both are asked here: the words of `--help`, the keys that the parser names when it meets one that it
-//! does not know.
+//! configuration (src/config.rs). Both are asked here: the words of `--help`, the options that the parser takes with each of them, the
+//! keys that it names when it meets one that it does not know.
 
+mod completions;
 mod man_page;
 
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use kata_cgroup_hook::cli::HELP;
+use kata_cgroup_hook::cli::{self, HELP};
 use kata_cgroup_hook::config::Config;
 
 /// What can stand first on the command line: the stages and the commands.
@@ -29,6 +30,14 @@ fn options() -> BTreeSet<&'static str> {
     let options = HELP.split([' ', '\n', '[', ']']).filter(is_option).collect::<BTreeSet<&str>>();
     assert!(options.contains("--release-all") && options.contains("--version"), "{options:?}");
     options
+}
+
+/// The options that go with a word, as the parser has it.
+fn options_of(word: &str) -> BTreeSet<&'static str> {
+    let is_taken = |option: &&str| {
+        [&[word, option][..], &[word, option, "x"]].iter().any(|line| cli::parse(line.iter().map(Into::into)).is_ok())
+    };
+    options().into_iter().filter(|option| !["--help", "--version"].contains(option)).filter(is_taken).collect()
 }
 
 /// The keys of the configuration, as its parser names them to who misspells one: the top's without the tables, `[v2]`'s and
