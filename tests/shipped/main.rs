@@ -1,10 +1,11 @@
-//! What is shipped beside the binary says what the binary does: the manual page, the shells' completions.
+//! What is shipped beside the binary says what the binary does: the manual page, the shells' completions, the configuration file.
 //!
 //! None of it is compiled, so nothing but these tests keeps it in step with the command line (src/cli.rs) and with the keys of the
 //! configuration (src/config.rs). Both are asked here: the words of `--help`, the options that the parser takes with each of them, the
 //! keys that it names when it meets one that it does not know.
 
 mod completions;
+mod config_file;
 mod man_page;
 
 use std::collections::BTreeSet;
