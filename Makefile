@@ -9,7 +9,6 @@ DESTDIR    ?=
 PREFIX     ?= /usr
 LIBEXECDIR ?= $(PREFIX)/libexec
 UNITDIR    ?= $(PREFIX)/lib/systemd/system
-# Fixed for packagers; nothing is installed there yet.
 SYSCONFDIR ?= /etc
 # Which virtual machines make test and make test-all run the tests in, and which one make vm opens (tests/vm/run has all).
 VM_MODES     ?= v1 hybrid v2 systemd-v2
@@ -29,8 +28,14 @@ CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
 
 BIN_DIR  := $(LIBEXECDIR)/oci/hooks.d
-JSON_DIR := $(PREFIX)/share/containers/oci/hooks.d
+LIB_DIR  := $(LIBEXECDIR)/$(NAME)
 LINK_DIR := $(PREFIX)/sbin
+MAN_DIR  := $(PREFIX)/share/man/man8
+BASH_DIR := $(PREFIX)/share/bash-completion/completions
+ZSH_DIR  := $(PREFIX)/share/zsh/site-functions
+FISH_DIR := $(PREFIX)/share/fish/vendor_completions.d
+CONF_DIR := $(SYSCONFDIR)/$(NAME)
+JSON_DIR := $(PREFIX)/share/containers/oci/hooks.d
 
 # A command that is said before it is run.
 DO := do_it() { echo "+ $$*"; "$$@"; }
@@ -248,30 +253,56 @@ dist: ## the committed sources and all dependencies as build/kata-cgroup-hook-VE
 	rm -rf dist
 	ls -l "$$name.tar.gz"
 
+# What is installed beside the binary and the JSON files, as FILE:PLACE.
+FILES := $(foreach unit,$(wildcard packaging/systemd/*),$(unit):$(UNITDIR)/$(notdir $(unit))) \
+	docs/$(NAME).8:$(MAN_DIR)/$(NAME).8 \
+	packaging/completions/$(NAME).bash:$(BASH_DIR)/$(NAME) \
+	packaging/completions/_$(NAME):$(ZSH_DIR)/_$(NAME) \
+	packaging/completions/$(NAME).fish:$(FISH_DIR)/$(NAME).fish
+JSONS := $(foreach json,$(wildcard hooks.d/*.json),$(json):$(JSON_DIR)/$(notdir $(json)))
+
 # An engine acts on a hook's JSON file the moment it appears: so each file appears whole, and the binary before them.
-install: ## install what build made (DESTDIR, PREFIX, LIBEXECDIR, UNITDIR); builds nothing
+install: ## install what build made (DESTDIR, PREFIX, LIBEXECDIR, SYSCONFDIR, UNITDIR); builds nothing
 	@if [ ! -x build/$(NAME) ]; then
 		echo 'make install: there is no build/$(NAME): run make build first' >&2
 		exit 1
 	fi
-	install -d '$(DESTDIR)$(BIN_DIR)' '$(DESTDIR)$(LINK_DIR)' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(JSON_DIR)'
-	put() { mv -fT "$$1" "$$2"; echo "$$2"; }
-	install -m 0755 build/$(NAME) '$(DESTDIR)$(BIN_DIR)/.$(NAME).new'
-	put '$(DESTDIR)$(BIN_DIR)/.$(NAME).new' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
-	ln -sfnr '$(DESTDIR)$(BIN_DIR)/$(NAME)' '$(DESTDIR)$(LINK_DIR)/.$(NAME).new'
-	put '$(DESTDIR)$(LINK_DIR)/.$(NAME).new' '$(DESTDIR)$(LINK_DIR)/$(NAME)'
-	put_text() {
-		install -m 0644 /dev/null "$$2.new"
-		sed 's|/usr/libexec/oci/hooks\.d/|$(BIN_DIR)/|' "$$1" > "$$2.new"
-		put "$$2.new" "$$2"
+	# put MODE FILE PLACE: by a rename, and with the paths that were chosen in it where it is text.
+	put() {
+		local place='$(DESTDIR)'"$$3"
+		install -d "$${place%/*}"
+		install -m "$$1" "$$2" "$$place.new"
+		case $$2 in build/*) ;; *)
+			sed 's|/usr/libexec/|$(LIBEXECDIR)/|; s|/usr/share/containers/oci/hooks\.d|$(JSON_DIR)|; s|/usr/sbin|$(LINK_DIR)|
+				s|/usr/lib/systemd/system/|$(UNITDIR)/|' "$$2" >"$$place.new" ;;
+		esac
+		mv -fT "$$place.new" "$$place"
+		echo "$$place"
 	}
-	for unit in packaging/systemd/*; do put_text "$$unit" '$(DESTDIR)$(UNITDIR)'/"$${unit##*/}"; done
-	for json in hooks.d/*.json; do put_text "$$json" '$(DESTDIR)$(JSON_DIR)'/"$${json##*/}"; done
+	put 0755 build/$(NAME) '$(BIN_DIR)/$(NAME)'
+	install -d '$(DESTDIR)$(LINK_DIR)'
+	ln -sfnr '$(DESTDIR)$(BIN_DIR)/$(NAME)' '$(DESTDIR)$(LINK_DIR)/$(NAME).new'
+	mv -fT '$(DESTDIR)$(LINK_DIR)/$(NAME).new' '$(DESTDIR)$(LINK_DIR)/$(NAME)'
+	put 0755 packaging/retire '$(LIB_DIR)/retire'
+	for file in $(FILES); do put 0644 "$${file%%:*}" "$${file#*:}"; done
+	if [ ! -e '$(DESTDIR)$(CONF_DIR)/config.toml' ]; then
+		put 0644 packaging/config.toml '$(CONF_DIR)/config.toml'
+	fi
+	for json in $(JSONS); do put 0644 "$${json%%:*}" "$${json#*:}"; done
 
-uninstall: ## remove what install installed: first the JSON files, then the binary
-	@for json in hooks.d/*.json; do rm -fv '$(DESTDIR)$(JSON_DIR)'/"$${json##*/}"; done
-	for unit in packaging/systemd/*; do rm -fv '$(DESTDIR)$(UNITDIR)'/"$${unit##*/}"; done
-	rm -fv '$(DESTDIR)$(LINK_DIR)/$(NAME)' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
+# Under a DESTDIR nobody runs it. The timer's link in /etc is systemctl's.
+uninstall: ## release every sandbox and remove what install installed, except a configuration that was changed
+	@if [ -z '$(DESTDIR)' ] && [ -x '$(LIB_DIR)/retire' ]; then
+		'$(LIB_DIR)/retire'
+		if [ -d /run/systemd/system ]; then systemctl disable $(NAME)-reconcile.timer || true; fi
+	fi
+	for file in $(JSONS) $(FILES); do rm -fv '$(DESTDIR)'"$${file#*:}"; done
+	if cmp -s packaging/config.toml '$(DESTDIR)$(CONF_DIR)/config.toml'; then
+		rm -fv '$(DESTDIR)$(CONF_DIR)/config.toml'
+		rmdir '$(DESTDIR)$(CONF_DIR)'
+	fi
+	rm -fv '$(DESTDIR)$(LIB_DIR)/retire' '$(DESTDIR)$(LINK_DIR)/$(NAME)' '$(DESTDIR)$(BIN_DIR)/$(NAME)'
+	rmdir '$(DESTDIR)$(LIB_DIR)' 2>/dev/null || true
 
 clean: ## remove build/ and what cargo made
 	rm -rf build

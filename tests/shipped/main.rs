@@ -1,12 +1,15 @@
-//! What is shipped beside the binary says what the binary does: the manual page, the shells' completions, the configuration file.
+//! What is shipped beside the binary says what the binary does: the manual page, the shells' completions, the configuration file; and
+//! what is installed comes and goes in the order that engines need.
 //!
-//! None of it is compiled, so nothing but these tests keeps it in step with the command line (src/cli.rs) and with the keys of the
+//! None of that is compiled, so nothing but these tests keeps it in step with the command line (src/cli.rs) and with the keys of the
 //! configuration (src/config.rs). Both are asked here: the words of `--help`, the options that the parser takes with each of them, the
 //! keys that it names when it meets one that it does not know.
 
 mod completions;
 mod config_file;
+mod install;
 mod man_page;
+mod retire;
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -57,9 +60,7 @@ fn run(program: &str, args: &[&str], stdin: &str) -> Option<String> {
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Ok(mut child) = command.spawn() else {
-        // Not by a macro, whose words the harness keeps to itself.
-        std::io::stderr().write_all(format!("\nskipped: no {program}\n").as_bytes()).unwrap();
-        return None;
+        return skipped(&format!("no {program}"));
     };
     child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -67,4 +68,10 @@ fn run(program: &str, args: &[&str], stdin: &str) -> Option<String> {
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && complaints.is_empty(), "{program} {args:?}: {said}{complaints}");
     Some(said)
+}
+
+/// Says that a test did not run and why; not by a macro, whose words the harness keeps to itself.
+fn skipped<T>(reason: &str) -> Option<T> {
+    std::io::stderr().write_all(format!("\nskipped: {reason}\n").as_bytes()).unwrap();
+    None
 }
