@@ -18,6 +18,10 @@ MODE         ?= v2
 export VM_MIRROR
 # Where make check puts the tools that it has to build.
 TOOLS      ?= $(CURDIR)/build/tools
+# Of a package: how often this version has been packaged, by whom, and when (the commit's time, or that of the tarball's files).
+REVISION   ?= 1
+MAINTAINER ?= kata-cgroup-hook maintainers <maintainers@kata-cgroup-hook.invalid>
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
 # How long make fuzz has each target run.
 FUZZ_SECONDS ?= 60
 
@@ -228,7 +232,35 @@ fuzz: cargo-fuzz ## every fuzz target in fuzz/ for FUZZ_SECONDS (60) each
 			-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
 	done
 
-bench deb rpm: ## not there yet
+# deb and rpm install nothing, they say what is missing: make deps is for who runs and tests.
+needs = for command in $(1); do \
+	command -v "$$command" >/dev/null || { echo "make $@: no $$command here (Debian package: $(2))" >&2; exit 1; }; done
+
+# A package is for hosts of all kinds: what needs the C library of this one is for none of them.
+static = if grep -aqE '/ld-(linux|musl)[^/]*[.]so' build/$(NAME); then \
+	echo 'make $@: build/$(NAME) is not static: make deps, make build' >&2; exit 1; fi
+
+deb: build ## build/kata-cgroup-hook_VERSION-REVISION_ARCHITECTURE.deb (REVISION, MAINTAINER)
+	@$(call needs,dpkg-deb,dpkg)
+	$(static)
+	MAINTAINER='$(MAINTAINER)' packaging/deb/build '$(VERSION)-$(REVISION)' '$(TARGET)'
+
+rpm: build ## build/kata-cgroup-hook-VERSION-REVISION.ARCHITECTURE.rpm (REVISION)
+	@$(call needs,rpmbuild,rpm)
+	$(static)
+	top=$$(mktemp -d)
+	trap 'rm -rf "$$top"' EXIT
+	architecture=$(firstword $(subst -, ,$(TARGET)))
+	# What would make of the same files another package: this host's name, and the hour.
+	rpmbuild --quiet -bb --build-in-place --with prebuilt --target "$$architecture" \
+		--define "_topdir $$top" --define "_rpmdir $$top" --define '_rpmfilename package.rpm' --define 'revision $(REVISION)' \
+		--define '_buildhost localhost' --define 'use_source_date_epoch_as_buildtime 1' \
+		--define 'clamp_mtime_to_source_date_epoch 1' packaging/rpm/$(NAME).spec
+	package=build/$(NAME)-$(VERSION)-$(REVISION).$$architecture.rpm
+	mv -f "$$top/package.rpm" "$$package"
+	ls -l "$$package"
+
+bench: ## not there yet
 	@echo 'make $@ is not there yet: it comes with a later release.' >&2
 	exit 1
 
