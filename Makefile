@@ -20,7 +20,7 @@ export VM_MIRROR
 TOOLS      ?= $(CURDIR)/build/tools
 # Of a package: how often this version has been packaged, by whom, and when (the commit's time, or that of the tarball's files).
 REVISION   ?= 1
-MAINTAINER ?= kata-cgroup-hook maintainers <maintainers@kata-cgroup-hook.invalid>
+export MAINTAINER ?= kata-cgroup-hook maintainers <maintainers@kata-cgroup-hook.invalid>
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)
 # How long make fuzz has each target run.
 FUZZ_SECONDS ?= 60
@@ -50,7 +50,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test test-quick test-all check cargo-deny cargo-fuzz audit vm bench soak fuzz deb rpm dist install uninstall clean
+.PHONY: help deps build run test test-quick test-all check cargo-deny cargo-fuzz audit vm bench soak fuzz deb rpm packages dist install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { n = split($$1, t, " "); for (i = 1; i <= n; i++) printf "  %-12s %s\n", t[i], $$2 }' \
@@ -62,6 +62,8 @@ run vm: WITHOUT_RUST_VERSION = 1
 run: WITHOUT_IMAGE = $(filter 0,$(shell id -u))
 # What reads the manual page and the completions is needed by the tests of those alone.
 run vm soak: WITHOUT_READERS = 1
+# What makes packages and looks at them.
+test-all packages: WITH_PACKAGERS = 1
 deps: ## install what run, test and check need, each command printed first; NO_DEPS=1 only says what is missing
 	@$(DO)
 	have_virtiofsd() { [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || command -v virtiofsd >/dev/null; }
@@ -82,6 +84,11 @@ deps: ## install what run, test and check need, each command printed first; NO_D
 		on_path mandoc || packages+=(mandoc)
 		on_path zsh || packages+=(zsh)
 		on_path fish || packages+=(fish)
+	fi
+	if [ -n '$(WITH_PACKAGERS)' ]; then
+		on_path rpmbuild || packages+=(rpm)
+		on_path lintian || packages+=(lintian)
+		on_path rpmlint || packages+=(rpmlint)
 	fi
 	# The virtual machines' image is made of Debian's packages, as any user.
 	if [ -z '$(WITHOUT_IMAGE)' ]; then
@@ -171,7 +178,8 @@ run: deps build ## the demonstration: a real QEMU placed and released, shown as 
 test: deps test-quick ## the tests on this host and in virtual machines with cgroup v1, hybrid, v2, and v2 under systemd
 	$(call IN_VMS,$(VM_MODES))
 
-test-all: deps test-quick ## the same, and every other way a host can have its cgroups
+test-all: export KCH_PACKAGES = $(CURDIR)/build/packages
+test-all: deps packages test-quick ## the same, every other way a host can have its cgroups, and the packages
 	$(call IN_VMS,$(VM_MODES_ALL))
 
 IN_VMS = KCH_VM_MODES='$(1)' $(CARGO) test --locked --test vm$(if $(CI), -- --show-output)
@@ -243,22 +251,27 @@ static = if grep -aqE '/ld-(linux|musl)[^/]*[.]so' build/$(NAME); then \
 deb: build ## build/kata-cgroup-hook_VERSION-REVISION_ARCHITECTURE.deb (REVISION, MAINTAINER)
 	@$(call needs,dpkg-deb,dpkg)
 	$(static)
-	MAINTAINER='$(MAINTAINER)' packaging/deb/build '$(VERSION)-$(REVISION)' '$(TARGET)'
+	packaging/deb/build '$(VERSION)-$(REVISION)' '$(TARGET)'
 
 rpm: build ## build/kata-cgroup-hook-VERSION-REVISION.ARCHITECTURE.rpm (REVISION)
 	@$(call needs,rpmbuild,rpm)
 	$(static)
-	top=$$(mktemp -d)
-	trap 'rm -rf "$$top"' EXIT
-	architecture=$(firstword $(subst -, ,$(TARGET)))
-	# What would make of the same files another package: this host's name, and the hour.
-	rpmbuild --quiet -bb --build-in-place --with prebuilt --target "$$architecture" \
-		--define "_topdir $$top" --define "_rpmdir $$top" --define '_rpmfilename package.rpm' --define 'revision $(REVISION)' \
-		--define '_buildhost localhost' --define 'use_source_date_epoch_as_buildtime 1' \
-		--define 'clamp_mtime_to_source_date_epoch 1' packaging/rpm/$(NAME).spec
-	package=build/$(NAME)-$(VERSION)-$(REVISION).$$architecture.rpm
-	mv -f "$$top/package.rpm" "$$package"
-	ls -l "$$package"
+	packaging/rpm/build '$(VERSION)-$(REVISION)' '$(TARGET)'
+
+# Two revisions of each for the tests, and a second build of the first, which must be the same.
+packages: deps build
+	@$(static)
+	rm -rf build/packages
+	mkdir -p build/packages
+	for revision in 2 1 1; do
+		packaging/deb/build "$(VERSION)-$$revision" '$(TARGET)'
+		packaging/rpm/build "$(VERSION)-$$revision" '$(TARGET)'
+		for package in build/$(NAME)[-_]"$(VERSION)-$$revision"[._]*; do
+			copy=build/packages/$${package##*/}
+			[ ! -e "$$copy" ] || cmp "$$package" "$$copy"
+			cp "$$package" "$$copy"
+		done
+	done
 
 bench: ## not there yet
 	@echo 'make $@ is not there yet: it comes with a later release.' >&2

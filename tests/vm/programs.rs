@@ -12,6 +12,8 @@ use serde_json::Value;
 const TARGET: &str = "x86_64-unknown-linux-musl";
 /// What the job says before each program, so that its cases can be told from another's.
 pub(crate) const PROGRAM: &str = "=== program ";
+/// Names the directory of the packages that are to be tested, where there are any.
+const PACKAGES: &str = "KCH_PACKAGES";
 const SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 
 #[derive(Clone)]
@@ -89,6 +91,9 @@ impl Programs {
              export KCH_TEST_HOOK=/usr/local/lib/kata-cgroup-hook KCH_TEST_VM=1 KCH_TEST_STRIDE=48 KCH_SOAK_SECONDS=5\n",
             parent = Path::new(SOURCES).parent().unwrap().display(),
         );
+        if std::env::var_os(PACKAGES).is_some() {
+            writeln!(script, "export {PACKAGES}=/job/packages").unwrap();
+        }
         for Program { name, file, cases, all } in &self.programs {
             copy(file, &programs.join(name));
             let cases = if cases.len() == *all { String::new() } else { format!("--exact {}", cases.join(" ")) };
@@ -97,6 +102,9 @@ impl Programs {
         let run = dir.join("run");
         fs::write(&run, script).unwrap();
         fs::set_permissions(&run, fs::Permissions::from_mode(0o755)).unwrap();
+        if let Some(packages) = std::env::var_os(PACKAGES) {
+            copy_tree(Path::new(&packages), &dir.join("packages"));
+        }
         for path in ["hooks.d", "packaging", "tests/fixtures"] {
             copy_tree(&Path::new(SOURCES).join(path), &dir.join("sources").join(path));
         }
