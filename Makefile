@@ -25,6 +25,17 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat 
 # How long make fuzz has each target run.
 FUZZ_SECONDS ?= 60
 
+# The other architecture that it is built for. rustc's own linker knows them all, and musl needs nothing of a host's; what runs here is
+# run by qemu-user.
+FOREIGN      := $(firstword $(filter-out $(shell uname -m),aarch64 x86_64))
+ifeq ($(FOREIGN),aarch64)
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER ?= rust-lld
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER ?= qemu-aarch64-static
+else
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_LINKER ?= rust-lld
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUNNER ?= qemu-x86_64-static
+endif
+
 NAME         := kata-cgroup-hook
 VERSION      := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -64,6 +75,7 @@ run: WITHOUT_IMAGE = $(filter 0,$(shell id -u))
 run vm soak: WITHOUT_READERS = 1
 # What makes packages and looks at them.
 test-all packages: WITH_PACKAGERS = 1
+test-all: WITH_FOREIGN = 1
 deps: ## install what run, test and check need, each command printed first; NO_DEPS=1 only says what is missing
 	@$(DO)
 	have_virtiofsd() { [ -x /usr/lib/qemu/virtiofsd ] || [ -x /usr/libexec/virtiofsd ] || command -v virtiofsd >/dev/null; }
@@ -89,6 +101,9 @@ deps: ## install what run, test and check need, each command printed first; NO_D
 		on_path rpmbuild || packages+=(rpm)
 		on_path lintian || packages+=(lintian)
 		on_path rpmlint || packages+=(rpmlint)
+	fi
+	if [ -n '$(WITH_FOREIGN)' ]; then
+		on_path 'qemu-$(FOREIGN)-static' || packages+=(qemu-user-static)
 	fi
 	# The virtual machines' image is made of Debian's packages, as any user.
 	if [ -z '$(WITHOUT_IMAGE)' ]; then
@@ -123,13 +138,15 @@ deps: ## install what run, test and check need, each command printed first; NO_D
 		do_it "$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${packages[@]}"
 	fi
 
-	if libdir=$$($(RUSTC) --print target-libdir --target $(TARGET) 2>/dev/null) && [ -d "$$libdir" ]; then
-		:
-	elif [ -n '$(NO_DEPS)' ] || ! command -v rustup >/dev/null; then
-		echo 'make deps: missing: Rust target $(TARGET) (without it, the binary is linked with the C library of this host)'
-	else
-		do_it rustup target add $(TARGET) || echo 'make deps: no $(TARGET) to be had; the binary will be linked with this host'\''s C library'
-	fi
+	for target in $(TARGET) $(if $(WITH_FOREIGN),$(FOREIGN)-unknown-linux-musl); do
+		if libdir=$$($(RUSTC) --print target-libdir --target "$$target" 2>/dev/null) && [ -d "$$libdir" ]; then
+			:
+		elif [ -n '$(NO_DEPS)' ] || ! command -v rustup >/dev/null; then
+			echo "make deps: missing: Rust target $$target (without it, the binary is linked with the C library of this host)"
+		else
+			do_it rustup target add "$$target" || echo "make deps: no $$target to be had; the binary will be linked with this host's C library"
+		fi
+	done
 
 	if [ -n '$(WITHOUT_RUST_VERSION)' ] || { command -v rustup >/dev/null && rustup toolchain list | grep -q '^$(RUST_VERSION)-'; }; then
 		:
@@ -179,7 +196,8 @@ test: deps test-quick ## the tests on this host and in virtual machines with cgr
 	$(call IN_VMS,$(VM_MODES))
 
 test-all: export KCH_PACKAGES = $(CURDIR)/build/packages
-test-all: deps packages test-quick ## the same, every other way a host can have its cgroups, and the packages
+test-all: deps packages test-quick ## the same, every other way a host can have its cgroups, the packages, the other architecture
+	$(CARGO) test --locked --lib --target $(FOREIGN)-unknown-linux-musl
 	$(call IN_VMS,$(VM_MODES_ALL))
 
 IN_VMS = KCH_VM_MODES='$(1)' $(CARGO) test --locked --test vm$(if $(CI), -- --show-output)

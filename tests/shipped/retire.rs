@@ -149,13 +149,12 @@ fn where_the_configuration_is_wrong_the_defaults_hold() {
 
 #[test]
 fn it_refuses_where_a_file_of_the_administrators_names_the_binary() {
-    let containerd = "[plugins.x.containerd.runtimes.kata]\n  base_runtime_spec = \"SPEC\"\n";
-    for spec in ["etc/containers/oci/hooks.d/own.json", "etc/containerd/spec.json"] {
+    let of_engines = "etc/containers/oci/hooks.d/own.json";
+    // containerd itself writes its strings in single quotes.
+    for (quote, spec) in [("\"", "etc/containerd/spec.json"), ("'", "etc/containerd/spec.json"), ("\"", of_engines)] {
         let host = Host::new();
-        host.write(
-            "etc/containerd/config.toml",
-            &containerd.replace("SPEC", host.path("etc/containerd/spec.json").to_str().unwrap()),
-        );
+        let base = format!("  base_runtime_spec = {quote}{}{quote}\n", host.path("etc/containerd/spec.json").display());
+        host.write("etc/containerd/config.toml", &format!("[plugins.x.containerd.runtimes.kata]\n{base}"));
         host.write(spec, &host.json("poststart", true));
         let output = host.retire(&[]);
         let said = String::from_utf8_lossy(&output.stderr);
