@@ -16,6 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -184,6 +185,8 @@ impl Watch {
                         return Some(json);
                     }
                 }
+                // There is work to be done beside this.
+                std::thread::sleep(Duration::from_micros(200));
             }
             None
         });
@@ -244,9 +247,8 @@ fn groups(env: &Env) -> Vec<String> {
     env.dump().lines_with(&env.name).into_iter().map(str::to_owned).collect()
 }
 
-/// Installed, used, upgraded, downgraded: the sandbox that the installed hook has placed.
-fn used<'e>(manager: &Manager, env: &'e Env) -> (Sandbox<'e>, Bundle) {
-    let watch = Watch::over(manager);
+/// A sandbox that the hook has placed which was just installed.
+fn placed<'e>(manager: &Manager, env: &'e Env) -> (Sandbox<'e>, Bundle) {
     manager.install(1);
     manager.assert_installed();
     manager.configure(env, "");
@@ -254,7 +256,13 @@ fn used<'e>(manager: &Manager, env: &'e Env) -> (Sandbox<'e>, Bundle) {
     let bundle = env.bundle();
     manager.hook(env, "createRuntime").state(bundle.state(sandbox.pid)).run().succeeded().logged("placed");
     sandbox.assert_placed(&env.group());
+    (sandbox, bundle)
+}
 
+/// The same, and it has lived through an upgrade and a downgrade since.
+fn used<'e>(manager: &Manager, env: &'e Env) -> Sandbox<'e> {
+    let watch = Watch::over(manager);
+    let (sandbox, bundle) = placed(manager, env);
     let before = groups(env);
     for revision in [2, 1] {
         manager.install(revision);
@@ -267,7 +275,7 @@ fn used<'e>(manager: &Manager, env: &'e Env) -> (Sandbox<'e>, Bundle) {
         manager.hook(env, "poststart").state(bundle.state(sandbox.pid)).run().succeeded().logged("unchanged");
     }
     watch.saw_no_json_without_its_binary();
-    (sandbox, bundle)
+    sandbox
 }
 
 /// Removed under the sandbox: it lives on where it came from.
@@ -288,7 +296,7 @@ fn the_debian_package_is_installed_used_upgraded_downgraded_removed_and_purged()
     let Some((env, packages, _alone)) = alone() else { return };
     let manager = Manager::dpkg(&packages);
     let before = files_below(Path::new("/"));
-    let (sandbox, _) = used(&manager, &env);
+    let sandbox = used(&manager, &env);
     assert_timer_runs(true);
     removed(&manager, &env, &sandbox);
     assert_timer_runs(false);
@@ -304,7 +312,7 @@ fn the_debian_package_is_installed_used_upgraded_downgraded_removed_and_purged()
 fn the_debian_package_releases_all_though_the_hook_is_only_to_observe() {
     let Some((env, packages, _alone)) = alone() else { return };
     let manager = Manager::dpkg(&packages);
-    let (sandbox, _) = used(&manager, &env);
+    let (sandbox, _) = placed(&manager, &env);
     manager.configure(&env, "mode = \"observe\"\n");
     removed(&manager, &env, &sandbox);
     run(&words(&format!("dpkg --purge {NAME}")));
@@ -314,7 +322,7 @@ fn the_debian_package_releases_all_though_the_hook_is_only_to_observe() {
 fn a_removal_of_the_debian_package_that_is_killed_changes_nothing() {
     let Some((env, packages, _alone)) = alone() else { return };
     let manager = Manager::dpkg(&packages);
-    let (sandbox, bundle) = used(&manager, &env);
+    let (sandbox, bundle) = placed(&manager, &env);
     let removal = start(&manager.removal());
     wait_until("the JSON files to apply to nothing", || manager.active_jsons() == 0);
     kill(retiring().expect("somebody at it"), Signal::SIGKILL).unwrap();
@@ -334,7 +342,7 @@ fn the_rpm_is_installed_used_upgraded_downgraded_and_removed() {
     let Some((env, packages, _alone)) = alone() else { return };
     let root = Overlay::new(&env);
     let manager = Manager::rpm(&root, &packages);
-    let (sandbox, _) = used(&manager, &env);
+    let sandbox = used(&manager, &env);
     removed(&manager, &env, &sandbox);
     // In an overlay what was there and has been removed is a device, and directories that were changed are there.
     let is_left = |path: &&PathBuf| fs::symlink_metadata(manager.root.join(path)).is_ok_and(|file| !file.is_dir());
