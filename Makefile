@@ -254,9 +254,11 @@ fuzz: cargo-fuzz ## every fuzz target in fuzz/ for FUZZ_SECONDS (60) each
 	if [ -d /dev/shm ] && [ -w /dev/shm ]; then export TMPDIR=/dev/shm; fi
 	$(CARGO) fuzz build -s none
 	for target in $$($(CARGO) fuzz list); do
+		corpora=("build/fuzz/$$target" "fuzz/corpus/$$target")
+		if [ "$$target" = state ]; then corpora+=(tests/fixtures/states); fi
 		mkdir -p "build/fuzz/$$target"
 		echo "=== $$target"
-		$(CARGO) fuzz run -s none "$$target" "build/fuzz/$$target" "fuzz/corpus/$$target" -- \
+		$(CARGO) fuzz run -s none "$$target" "$${corpora[@]}" -- \
 			-max_total_time=$(FUZZ_SECONDS) -timeout=10 -verbosity=0 -print_funcs=0 -print_final_stats=1 2>&1 |
 			sed -u '/^###### Recommended dictionary/,/^###### End of recommended dictionary/d'
 	done
