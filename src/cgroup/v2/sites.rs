@@ -8,7 +8,7 @@
 
 use std::rc::Rc;
 
-use crate::cgroup::group::GroupPath;
+use crate::cgroup::group::{Group, GroupPath};
 use crate::cgroup::mounts::Hierarchy;
 use crate::cgroup::path::{Domain, SandboxPath, VCPUS};
 use crate::cgroup::site::{self, Level, Site};
@@ -102,9 +102,15 @@ pub fn weights_in(group: &GroupPath, is_passed_over: impl Fn(&str) -> bool) -> R
     let Some(open) = group.open()? else { return Ok(Vec::new()) };
     let mut weights = Vec::new();
     for name in open.children()?.into_iter().filter(|name| !is_passed_over(name)) {
-        // One that goes meanwhile weighs nothing.
-        let weight = open.child(name.as_ref())?.and_then(|child| child.read(file::WEIGHT).ok());
-        weights.extend(weight.and_then(|weight| Some((name, weight.parse().ok()?))));
+        let read = |child: Group| child.read_if_there(file::WEIGHT).ok();
+        let weight = match open.child(name.as_ref())?.and_then(read) {
+            Some(Some(text)) => text.parse().ok(),
+            // Where cpu is not passed on yet, it will begin with what the kernel gives it.
+            Some(None) if open.child(name.as_ref())?.is_some() => Some(DEFAULT_WEIGHT),
+            // One that goes meanwhile weighs nothing.
+            _ => None,
+        };
+        weights.extend(weight.map(|weight| (name, weight)));
     }
     Ok(weights)
 }
@@ -255,5 +261,13 @@ mod tests {
         let neighbours = |wanted| host.sites(ALL, wanted)[0].neighbours.clone();
         assert_eq!(neighbours(Domain::Kata), [("other".to_owned(), 150)]);
         assert_eq!(neighbours(Domain::Pod), []);
+    }
+
+    #[test]
+    fn what_stands_in_kata_before_it_passes_cpu_on_weighs_what_the_kernel_will_give_it() {
+        let host = Host::new();
+        host.make("kata/pod");
+        host.make("kata/other");
+        assert_eq!(host.sites(ALL, Domain::Kata)[0].neighbours, [("other".to_owned(), DEFAULT_WEIGHT)]);
     }
 }
