@@ -32,7 +32,7 @@ fn stat(line: &[u8]) {
     let flags = if stat.is_user_worker { 0x4000 } else { 0 };
     let behind = format!(
         ") {} {} 1 1 0 -1 {flags} {}{} {}{}\n",
-        char::from(stat.state.max(b'A').min(b'Z')),
+        char::from(stat.state.clamp(b'A', b'Z')),
         stat.parent,
         "0 ".repeat(12),
         stat.start,
