@@ -3,6 +3,12 @@
 //!
 //! What is read from files lies in a temporary directory of each input's own; on a tmpfs (`TMPDIR=/dev/shm`) that costs little.
 
+pub mod cast;
+pub mod host;
+pub mod kernel;
+pub mod rules;
+pub mod tree;
+
 use std::path::{Component, Path};
 
 /// The bytes up to the first line end, as text, and those behind it: in the corpora the first line says what the rest is.

@@ -1,0 +1,254 @@
+//! A whole host: nobody is moved without evidence, nothing is done that the kernel refuses, in the order that keeps the guest under its
+//! limit, and what was done is all there was to do.
+#![no_main]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use kata_cgroup_hook::cgroup::group::GroupPath;
+use kata_cgroup_hook::cgroup::mounts::Mounts;
+use kata_cgroup_hook::cgroup::site::Site;
+use kata_cgroup_hook::cgroup::{self, Controller, Part, file};
+use kata_cgroup_hook::error::Error;
+use kata_cgroup_hook::plan::{self, Plan, Step};
+use kata_cgroup_hook::proc::Proc;
+use kata_cgroup_hook::record::{Adopted, Record};
+use kata_cgroup_hook::vmm::find::Search;
+use kata_cgroup_hook::vmm::kinds::{Kinds, Role};
+use kata_cgroup_hook::vmm::runtime::RuntimeDirs;
+use kata_cgroup_hook::vmm::{Member, Vm, vcpu};
+use kata_cgroup_hook_fuzz::host::{Host, ID, Laid, lay_groups_of_threads, recorded};
+use kata_cgroup_hook_fuzz::kernel::Kernel;
+use kata_cgroup_hook_fuzz::tree::Tree;
+use kata_cgroup_hook_fuzz::{is_below, owner};
+use libfuzzer_sys::fuzz_target;
+use nix::errno::Errno;
+
+fuzz_target!(|host: Host| {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let at = dir.path();
+    let mut laid = host.lay(at);
+    let proc = Proc::new(at.join("proc"));
+    let mounts = Mounts::read(&proc).expect("a mount table");
+    let dirs = RuntimeDirs::of(ID, &[at.join("run")], owner());
+    assert_eq!(dirs.is_empty(), host.cast.is_dir_loose);
+    if dirs.is_empty() || mounts.of_controller(Controller::Cpu).is_none() {
+        return;
+    }
+    let hook = Hook { host: &host, proc, mounts, dirs, kinds: Kinds::default() };
+    let Some(vm) = hook.find(&laid.record) else { return };
+    let (sites, plan) = match hook.plan(&vm, &laid) {
+        Ok(plan) => plan,
+        Err(why) => {
+            assert!(!host.is_fresh(), "nothing is in the way: {why}");
+            return;
+        }
+    };
+    check_moves(&plan.steps, &host, &laid.kernel);
+    check_targets(&plan.steps, &laid, &sites);
+    check_order(&plan.steps);
+    if !apply(&plan.steps, &sites, &vm, &mut laid.kernel) {
+        return;
+    }
+    check_places(&vm, &sites, &laid.kernel);
+    check_limit(&vm, &sites, &laid);
+
+    // What stands now is all that there was to do.
+    laid.kernel.lay();
+    lay_groups_of_threads(&laid.kernel, at);
+    remember(&mut laid.record, &plan, &sites);
+    let vm = hook.find(&laid.record).expect("the same VMM again");
+    let (_, again) = hook.plan(&vm, &laid).expect("a plan as before");
+    assert_eq!(again.steps, [], "after {:#?}", plan.steps);
+});
+
+/// The hook's way from what can be read to a plan, as src/commands joins it; without debugfs.
+struct Hook<'a> {
+    host: &'a Host,
+    proc: Proc,
+    mounts: Mounts,
+    dirs: RuntimeDirs,
+    kinds: Kinds,
+}
+
+impl Hook<'_> {
+    /// The VM, if one has proved itself: one does if its evidence is complete.
+    fn find(&self, record: &Record) -> Option<Vm> {
+        let (said, recorded) = (self.dirs.read(owner()), record.identities());
+        let search = Search {
+            proc: &self.proc,
+            kinds: &self.kinds,
+            dirs: &self.dirs,
+            claims: &said.claims,
+            hint: self.host.cast.hint(),
+            parent: self.host.cast.our_parent(),
+            recorded: &recorded,
+            owner: owner(),
+        };
+        let found = search.find();
+        let Some(vmm) = found.vmm else {
+            assert_eq!(self.host.cast.vmms(), [0; 0], "{:?}", found.refused);
+            return None;
+        };
+        let mut vm = Vm {
+            kind: vmm.kind.name.clone(),
+            is_shim: self.kinds.is_shim_too(vmm.kind),
+            vcpus: vcpu::Vcpus::default(),
+            containers: said.containers,
+            brought_in: None,
+            processes: vec![Member::read(vmm.process, vmm.start, Role::Vmm)],
+        };
+        let helpers = found.helpers.into_iter();
+        vm.processes.extend(helpers.map(|helper| Member::read(helper.process, helper.start, Role::Helper)));
+        let member = &vm.processes[0];
+        vm.vcpus = vcpu::of(&member.process, &member.threads, &vmm.kind.vcpu_threads, None).expect("descriptors");
+        let told: Vec<i32> = vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect();
+        assert_eq!(told, self.host.cast.vcpus(member.process.pid));
+        Some(vm)
+    }
+
+    fn plan(&self, vm: &Vm, laid: &Laid) -> Result<(Vec<Site>, Plan), Error> {
+        let sites = cgroup::survey(&self.mounts, &laid.path, laid.domain, vm, &laid.record)?;
+        let plan = plan::place(vm, &sites, &laid.demand)?;
+        Ok((sites, plan))
+    }
+}
+
+/// Only who has proved what he is, and could be put back, is moved, and the container runtime's shim never as a whole.
+fn check_moves(steps: &[Step], host: &Host, kernel: &Kernel) {
+    let proven = [host.cast.vmms(), host.cast.helpers()].concat();
+    for step in steps {
+        let (pid, to) = match step {
+            Step::MoveProcess { pid, to, .. } | Step::MoveThread { pid, to, .. } => (*pid, to),
+            _ => continue,
+        };
+        let is_whole = matches!(step, Step::MoveProcess { .. });
+        assert!(proven.contains(&pid), "{step}: has not proved itself");
+        assert!(kernel.is_in_sight(kernel.tree_of(to), pid), "{step}: is not in sight");
+        assert!(!is_whole || !host.cast.is_shim(pid), "{step}: is the shim");
+    }
+}
+
+/// Every group lies beneath a mount; in those that are somebody else's nothing is written but what they pass on, and what the
+/// group that bears the sandbox's name is to hold.
+fn check_targets(steps: &[Step], laid: &Laid, sites: &[Site]) {
+    let mut made = BTreeSet::new();
+    for step in steps {
+        let group = match step {
+            Step::Create(group) | Step::Set { group, .. } => group,
+            Step::MoveProcess { to, .. } | Step::MoveThread { to, .. } => to,
+            Step::Drain { .. } | Step::Remove { .. } => panic!("{step}: placing removes nothing"),
+        };
+        let n = laid.kernel.tree_of(group);
+        assert!(is_below(&group.absolute(), &laid.kernel.trees[n].mount), "{step}");
+        match step {
+            Step::Create(group) => drop(made.insert((n, group.rel.clone()))),
+            Step::Set { group, file, .. } if *file != file::SUBTREE => {
+                let place = (n, group.rel.clone());
+                let is_own = sites.iter().any(|site| site.group == *group);
+                assert!(is_own || made.contains(&place) || laid.ours.contains(&place), "{step}: somebody else's");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Groups, then their values, then the moves: nobody is ever in a group without its limit.
+fn check_order(steps: &[Step]) {
+    let rank = |step: &Step| match step {
+        Step::Create(_) => 0,
+        Step::Set { .. } => 1,
+        _ => 2,
+    };
+    assert!(steps.is_sorted_by_key(rank), "{steps:#?}");
+}
+
+/// Does the steps one by one: the kernel takes each, and none brings a vCPU thread into the sandbox's groups outside of its limit.
+///
+/// False if somebody has a group within the sandbox's on v1 that has what is to be taken from both: nothing but an error can come of
+/// that.
+fn apply(steps: &[Step], sites: &[Site], vm: &Vm, kernel: &mut Kernel) -> bool {
+    let before = unlimited(vm, sites, kernel);
+    for step in steps {
+        match (kernel.step(step), step) {
+            (Ok(()), _) => {}
+            (Err(Errno::EBUSY), Step::Set { group, file: file::CPUS | file::MEMS, .. })
+            | (Err(Errno::EINVAL), Step::Set { group, file: file::QUOTA | file::PERIOD, .. })
+                if kernel.has_groups_in(group) =>
+            {
+                return false;
+            }
+            (Err(errno), _) => panic!("{step}: {errno}, of {steps:#?}"),
+        }
+        assert!(unlimited(vm, sites, kernel).is_subset(&before), "after {step} of {steps:#?}");
+    }
+    true
+}
+
+/// The vCPU threads in a group of the sandbox that is for the others, where there is one for them in the same hierarchy.
+fn unlimited(vm: &Vm, sites: &[Site], kernel: &Kernel) -> BTreeSet<i32> {
+    let for_vcpus = |site: &&Site| site.part == Part::Constrained;
+    let is_for_others = |other: &Site, site: &Site| other.part != site.part && other.group.hierarchy == site.group.hierarchy;
+    let both = sites.iter().filter(for_vcpus).flat_map(|site| sites.iter().filter(|other| is_for_others(other, site)));
+    let tids = vm.vcpus.threads.iter().map(|vcpu| vcpu.tid);
+    both.flat_map(|other| tids.clone().filter(|tid| is_in(kernel, *tid, &other.group))).collect()
+}
+
+fn is_in(kernel: &Kernel, tid: i32, group: &GroupPath) -> bool {
+    kernel.place_of(tid, kernel.tree_of(group)) == group.rel
+}
+
+/// The vCPU threads are where their limit is, and of the VM's others, if all of the former are known, nobody is; whole processes are
+/// where memory is counted.
+fn check_places(vm: &Vm, sites: &[Site], kernel: &Kernel) {
+    let all_known = vm.vcpus.are_all_known();
+    for site in sites.iter().filter(|site| site.part == Part::Constrained) {
+        for (member, thread) in vm.processes.iter().flat_map(|member| member.threads.iter().map(move |thread| (member, thread)))
+        {
+            let (is_vcpu, is_inside) = (vm.is_vcpu(thread.tid), is_in(kernel, thread.tid, &site.group));
+            assert!(is_inside || !is_vcpu, "vCPU {} is not in {}", thread.tid, site.group.absolute().display());
+            let is_wrong = is_inside && !is_vcpu && (all_known || member.role == Role::Helper);
+            assert!(!is_wrong, "{} is in {}", thread.tid, site.group.absolute().display());
+        }
+    }
+    for site in sites.iter().filter(|site| site.part == Part::Unconstrained) {
+        let are_both = |other: &&Site| other.group.hierarchy == site.group.hierarchy;
+        for thread in vm.processes.iter().skip(usize::from(vm.is_shim)).flat_map(|member| &member.threads) {
+            let is_inside = sites.iter().filter(are_both).any(|site| is_in(kernel, thread.tid, &site.group));
+            assert!(is_inside, "{} is not in {}", thread.tid, site.group.absolute().display());
+        }
+    }
+}
+
+/// No vCPU thread may use more than was asked for, nor more than the pod has.
+fn check_limit(vm: &Vm, sites: &[Site], laid: &Laid) {
+    let is_limited = |site: &&Site| site.part == Part::Constrained && site.group.hierarchy.carries(Controller::Cpu);
+    let Some(site) = sites.iter().find(is_limited) else { return };
+    let tree = &laid.kernel.trees[laid.kernel.tree_of(&site.group)];
+    let asked = laid.demand.quota().map(|quota| (quota, laid.demand.period));
+    let bounds = [asked, tree.limit(standing(tree, laid.path.pod()))];
+    for bound in bounds.into_iter().flatten() {
+        for vcpu in &vm.vcpus.threads {
+            let place = laid.kernel.place_of(vcpu.tid, laid.kernel.tree_of(&site.group));
+            let acting = tree.limit(place).unwrap_or_else(|| panic!("{} has no limit, not {bound:?}", vcpu.tid));
+            assert!(acting.0 * bound.1 <= bound.0 * acting.1, "{acting:?} is more than {bound:?}");
+        }
+    }
+}
+
+fn standing<'a>(tree: &Tree, path: &'a Path) -> &'a Path {
+    path.ancestors().find(|path| tree.stands(path)).expect("the top")
+}
+
+/// What a run writes into its record: the groups that it made, and those of Kata's that it uses.
+fn remember(record: &mut Record, plan: &Plan, sites: &[Site]) {
+    let made = plan.steps.iter().filter_map(|step| match step {
+        Step::Create(group) => Some(recorded(&group.absolute())),
+        _ => None,
+    });
+    record.groups.extend(made);
+    for site in sites.iter().filter(|site| site.is_adopted) {
+        let inode = site.own().expect("what is adopted stands").inode;
+        record.adopted.push(Adopted { path: site.group.absolute(), inode, ..Adopted::default() });
+    }
+}
