@@ -5,7 +5,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_cgroup_hook::vmm::kinds::Role;
@@ -310,12 +310,7 @@ impl Actor {
         for (name, text) in [("stat", &stat), ("status", &status), ("cmdline", &(self.arguments(run).join("\0") + "\0"))] {
             write(&dir.join(name), text);
         }
-        let bin = at.join(if self.forged == Some(Forgery::ExecutableLoose) { "loose" } else { "bin" });
-        let mut executable = bin.join(self.name()).into_os_string();
-        if self.forged == Some(Forgery::ExecutableDeleted) {
-            executable.push(" (deleted)");
-        }
-        symlink(executable, dir.join("exe")).expect("a link");
+        symlink(self.executable(at), dir.join("exe")).expect("a link");
         let descriptor = |number: usize, of: &str| symlink(format!("anon_inode:{of}"), dir.join(format!("fd/{number}")));
         if self.has_kvm {
             descriptor(VM_DESCRIPTOR, "kvm-vm").expect("a link");
@@ -338,6 +333,18 @@ impl Actor {
             write(&dir.join("children"), if tid == pid { children.clone() } else { String::new() });
             vcpus += usize::from(is_vcpu);
         }
+    }
+
+    /// The file that it runs, laid, and what is said of it.
+    fn executable(&self, at: &Path) -> PathBuf {
+        let (dir, mode) = if self.forged == Some(Forgery::ExecutableLoose) { ("loose", 0o777) } else { ("bin", 0o755) };
+        let dir = at.join(dir);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let file = dir.join(self.name());
+        write(&file, "#!");
+        std::fs::set_permissions(&file, Permissions::from_mode(mode)).expect("a file of ours");
+        let is_deleted = self.forged == Some(Forgery::ExecutableDeleted);
+        if is_deleted { dir.join(format!("{} (deleted)", self.name())) } else { file }
     }
 
     fn stat(&self, tid: i32, task: Task, index: usize) -> String {
@@ -364,19 +371,6 @@ impl Actor {
         let [real, effective, saved, fs] = uids;
         let nested = if self.forged == Some(Forgery::Nested) { "\t1" } else { "" };
         format!("Tgid:\t{pid}\nUid:\t{real}\t{effective}\t{saved}\t{fs}\nNSpid:\t{pid}{nested}\n")
-    }
-}
-
-/// The files that processes run.
-pub fn lay_executables(at: &Path) {
-    for (dir, mode) in [("bin", 0o755), ("loose", 0o777)] {
-        std::fs::create_dir_all(at.join(dir)).expect("a directory");
-        for looks in
-            ["qemu-system-x86_64", "cloud-hypervisor", "firecracker", "virtiofsd", "containerd-shim-kata-v2", "sh", "other"]
-        {
-            write(&at.join(dir).join(looks), "#!");
-            std::fs::set_permissions(at.join(dir).join(looks), Permissions::from_mode(mode)).expect("a file of ours");
-        }
     }
 }
 

@@ -18,7 +18,7 @@ use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use nix::sys::stat::{major, minor, stat};
 use oci_spec::runtime::LinuxCpu;
 
-use crate::cast::{Cast, lay_executables};
+use crate::cast::Cast;
 use crate::kernel::Kernel;
 use crate::tree::Tree;
 
@@ -187,7 +187,6 @@ impl Host {
         for dir in ["proc/self", "run/sb"] {
             std::fs::create_dir_all(at.join(dir)).expect("a directory");
         }
-        lay_executables(at);
         self.cast.lay(at, &at.join("run/sb"));
         kernel.lay();
         lay_groups_of_threads(&kernel, at);
