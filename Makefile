@@ -251,7 +251,10 @@ soak: deps ## random lives of sandboxes on this host's cgroups, for KCH_SOAK_SEC
 # each input, which memory takes faster than a disk. Of the hundreds of words that libFuzzer recommends in the end, nobody makes use.
 fuzz: cargo-fuzz ## every fuzz target in fuzz/ for FUZZ_SECONDS (60) each
 	@export PATH="$(TOOLS)/bin:$$PATH"
-	if [ -d /dev/shm ] && [ -w /dev/shm ]; then export TMPDIR=/dev/shm; fi
+	if [ -w /dev/shm ]; then
+		export TMPDIR=$$(mktemp -d -p /dev/shm)
+		trap 'rm -rf "$$TMPDIR"' EXIT
+	fi
 	$(CARGO) fuzz build -s none
 	for target in $$($(CARGO) fuzz list); do
 		corpora=("build/fuzz/$$target" "fuzz/corpus/$$target")
