@@ -163,12 +163,14 @@ fn check_order(steps: &[Step]) {
     assert!(steps.is_sorted_by_key(rank), "{steps:#?}");
 }
 
-/// Does the steps one by one: the kernel takes each, and none brings a vCPU thread into the sandbox's groups outside of its limit.
+/// Does the steps one by one: the kernel takes each; none brings a vCPU thread into the sandbox's groups outside of its limit, and none
+/// leaves it more than it had before all of them and has after.
 ///
 /// False if somebody has a group within the sandbox's on v1 that has what is to be taken from both: nothing but an error can come of
 /// that.
 fn apply(steps: &[Step], sites: &[Site], vm: &Vm, kernel: &mut Kernel) -> bool {
-    let before = unlimited(vm, sites, kernel);
+    let outside = unlimited(vm, sites, kernel);
+    let mut limits = vec![limits_of(vm, kernel)];
     for step in steps {
         match (kernel.step(step), step) {
             (Ok(()), _) => {}
@@ -180,9 +182,30 @@ fn apply(steps: &[Step], sites: &[Site], vm: &Vm, kernel: &mut Kernel) -> bool {
             }
             (Err(errno), _) => panic!("{step}: {errno}, of {steps:#?}"),
         }
-        assert!(unlimited(vm, sites, kernel).is_subset(&before), "after {step} of {steps:#?}");
+        assert!(unlimited(vm, sites, kernel).is_subset(&outside), "after {step} of {steps:#?}");
+        limits.push(limits_of(vm, kernel));
+    }
+    let (first, last) = (&limits[0], &limits[limits.len() - 1]);
+    for (now, step) in limits[1..].iter().zip(steps) {
+        let is_bound = |n: usize| is_within(now[n], first[n]) || is_within(now[n], last[n]);
+        assert!((0..now.len()).all(is_bound), "more in between, after {step} of {steps:#?}");
     }
     true
+}
+
+/// A quota and its period; none is without limit.
+type Limit = Option<(u64, u64)>;
+
+/// What acts on each vCPU thread in each hierarchy that has limits.
+fn limits_of(vm: &Vm, kernel: &Kernel) -> Vec<Limit> {
+    let of_tree = |(n, tree): (usize, &Tree)| -> Vec<Limit> {
+        vm.vcpus.threads.iter().map(|vcpu| tree.limit(kernel.place_of(vcpu.tid, n))).collect()
+    };
+    kernel.trees.iter().enumerate().flat_map(of_tree).collect()
+}
+
+fn is_within(limit: Limit, bound: Limit) -> bool {
+    bound.is_none_or(|bound| limit.is_some_and(|limit| limit.0 * bound.1 <= bound.0 * limit.1))
 }
 
 /// The vCPU threads in a group of the sandbox that is for the others, where there is one for them in the same hierarchy.
@@ -227,12 +250,9 @@ fn check_limit(vm: &Vm, sites: &[Site], laid: &Laid) {
     let tree = &laid.kernel.trees[laid.kernel.tree_of(&site.group)];
     let asked = laid.demand.quota().map(|quota| (quota, laid.demand.period));
     let bounds = [asked, tree.limit(standing(tree, laid.path.pod()))];
-    for bound in bounds.into_iter().flatten() {
-        for vcpu in &vm.vcpus.threads {
-            let place = laid.kernel.place_of(vcpu.tid, laid.kernel.tree_of(&site.group));
-            let acting = tree.limit(place).unwrap_or_else(|| panic!("{} has no limit, not {bound:?}", vcpu.tid));
-            assert!(acting.0 * bound.1 <= bound.0 * acting.1, "{acting:?} is more than {bound:?}");
-        }
+    for vcpu in &vm.vcpus.threads {
+        let acting = tree.limit(laid.kernel.place_of(vcpu.tid, laid.kernel.tree_of(&site.group)));
+        assert!(bounds.iter().all(|bound| is_within(acting, *bound)), "{acting:?} is more than one of {bounds:?}");
     }
 }
 
