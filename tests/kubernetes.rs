@@ -153,10 +153,14 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// There is one node for all tests.
 static NODE: Mutex<()> = Mutex::new(());
 
-/// This virtual machine as a node, for one test at a time. Kubernetes's own have cgroup v2: v1 is in maintenance mode since 1.31.
+/// This virtual machine as a node, for one test at a time. Kubernetes's own have systemd and cgroup v2: v1 is in maintenance mode
+/// since 1.31.
 fn node<'n>() -> Option<(Env, MutexGuard<'n, ()>)> {
     if std::env::var_os("KCH_TEST_VM").is_none() {
         return skipped("not in a test VM");
+    }
+    if !Path::new("/run/systemd/system").is_dir() {
+        return skipped("no systemd");
     }
     if CONTROLLERS.iter().any(|controller| Hierarchy::of(controller).is_none_or(|one| one.version == Version::V1)) {
         return skipped("no cgroup v2 that carries all controllers");
