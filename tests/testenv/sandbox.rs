@@ -52,6 +52,7 @@ pub(crate) struct Starter<'e> {
     kvm: bool,
     named_threads: bool,
     guest: Guest,
+    vcpus: usize,
     virtiofsd: bool,
     wrapper: Vec<String>,
     binary: PathBuf,
@@ -85,6 +86,7 @@ impl Env {
             kvm: false,
             named_threads: true,
             guest: Guest::Idle,
+            vcpus: 2,
             virtiofsd: false,
             wrapper: Vec::new(),
             binary: QEMU.into(),
@@ -133,6 +135,10 @@ impl<'e> Starter<'e> {
 
     pub(crate) fn guest(self, guest: Guest) -> Self {
         Starter { guest, ..self }
+    }
+
+    pub(crate) fn vcpus(self, vcpus: usize) -> Self {
+        Starter { vcpus, ..self }
     }
 
     pub(crate) fn virtiofsd(self) -> Self {
@@ -210,7 +216,7 @@ impl<'e> Starter<'e> {
             qmp.is_some() || gave_up(child, &scratch)
         });
         let mut qmp = qmp.unwrap();
-        wait_until("QEMU's vCPU threads", || qmp.vcpus().len() == 2);
+        wait_until("QEMU's vCPU threads", || qmp.vcpus().len() == self.vcpus);
 
         let pid = process_of(child, &self.binary);
         let virtiofsd_pid = virtiofsd.as_ref().map(Process::pid);
@@ -251,6 +257,7 @@ impl<'e> Starter<'e> {
         let debug_threads = if self.named_threads { ",debug-threads=on" } else { "" };
         let accelerator = if self.kvm { "kvm" } else { "tcg,thread=multi" };
         let (qmp, firmware) = (qmp_socket.display(), firmware.display());
+        let (vcpus, most) = (self.vcpus, self.vcpus.max(4));
         let pid_file = if matches!(self.layout, Layout::Go | Layout::Template) && self.wrapper.is_empty() {
             format!(" -pidfile {}", vm_dir.join("pid").display())
         } else {
@@ -258,7 +265,7 @@ impl<'e> Starter<'e> {
         };
         let text = format!(
             "-name sandbox-{name}{debug_threads} -uuid 2f1e4b5c-9d3a-4c1e-8f70-6a5b4c3d2e1f \
-             -machine q35,memory-backend=dimm1 -accel {accelerator} -smp 2,cores=4,threads=1,sockets=1,maxcpus=4 \
+             -machine q35,memory-backend=dimm1 -accel {accelerator} -smp {vcpus},cores={most},threads=1,sockets=1,maxcpus={most} \
              -m 32 -object memory-backend-memfd,id=dimm1,size=32M,share=on \
              -qmp unix:path={qmp},server=on,wait=off -nodefaults -no-user-config -display none -bios {firmware}{pid_file}"
         );
