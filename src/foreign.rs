@@ -32,23 +32,52 @@ pub fn read_open(file: &File, limit: u64) -> Result<(Vec<u8>, FileStat), Errno> 
     if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
         return Err(Errno::EINVAL);
     }
-    read_to_end(file, limit).map(|bytes| (bytes, stat))
+    let size = usize::try_from(stat.st_size).unwrap_or(0);
+    read_pieces(file, limit, |bytes, _| size > 0 && bytes.len() == size).map(|bytes| (bytes, stat))
 }
 
-/// Everything that can be read from `fd`, of at most `limit` bytes: EFBIG for more.
+/// What `parse` makes of one of the kernel's own files, open as `fd`, of at most `limit` bytes: EFBIG for more.
 ///
-/// The kernel's own files say that they are empty, and the standard library then begins with 32 bytes; most of them fit here.
-pub fn read_to_end(fd: impl AsFd, limit: u64) -> Result<Vec<u8>, Errno> {
-    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+/// They have no size to go by. But the kernel fills a page with what it tells before it hands it over (`seq_read_iter` in
+/// fs/seq_file.c), so less than half of one is all, as long as no single line has the other half; and that needs no heap.
+pub fn read_kernels<T>(fd: impl AsFd, limit: u64, parse: impl FnOnce(&[u8]) -> T) -> Result<T, Errno> {
+    let mut page = [0; PAGE];
+    let length = read_once(&fd, &mut page)?;
+    let first = page.get(..length).unwrap_or_default();
+    if is_all(length) {
+        return if length as u64 > limit { Err(Errno::EFBIG) } else { Ok(parse(first)) };
+    }
+    let rest = read_pieces(fd, limit.saturating_sub(length as u64), |_, piece| is_all(piece))?;
+    Ok(parse(&[first, &rest].concat()))
+}
+
+/// How much is read at once, and what the kernel fills at least where it has that much to tell.
+const PAGE: usize = 4096;
+
+fn is_all(length: usize) -> bool {
+    length < PAGE / 2
+}
+
+/// Reads piece by piece to the end, or until that is known to be reached, from what there is and how long the last piece was.
+fn read_pieces(fd: impl AsFd, limit: u64, is_end: impl Fn(&[u8], usize) -> bool) -> Result<Vec<u8>, Errno> {
+    let (mut bytes, mut page) = (Vec::new(), [0; PAGE]);
     loop {
-        match read(&fd, &mut chunk) {
-            Ok(0) => return Ok(bytes),
-            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
+        let length = read_once(&fd, &mut page)?;
+        bytes.extend_from_slice(page.get(..length).unwrap_or_default());
         if bytes.len() as u64 > limit {
             return Err(Errno::EFBIG);
+        }
+        if length == 0 || is_end(&bytes, length) {
+            return Ok(bytes);
+        }
+    }
+}
+
+fn read_once(fd: impl AsFd, page: &mut [u8]) -> Result<usize, Errno> {
+    loop {
+        match read(&fd, page) {
+            Err(Errno::EINTR) => {}
+            result => return result,
         }
     }
 }

@@ -62,10 +62,14 @@ impl Proc {
     /// Threads have a directory of their own at the top of /proc, though it is not listed there (proc(5)). The file there adds up the
     /// times of every thread of the process (`do_task_stat`), which for each of thousands takes minutes; so it is the thread's own.
     pub fn start_of(&self, id: i32) -> Result<Option<u64>, Errno> {
-        match self.process(id).and_then(|process| process.map(|process| process.thread_stat(id)).transpose()) {
+        match self.read(format!("{id}/task/{id}/stat"), Stat::parse) {
             Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
-            stat => stat.map(|stat| stat.map(|stat| stat.start)),
+            stat => stat?.ok_or(Errno::EINVAL).map(|stat| Some(stat.start)),
         }
+    }
+
+    fn read<T>(&self, name: impl AsRef<Path>, parse: impl FnOnce(&[u8]) -> T) -> Result<T, Errno> {
+        foreign::read_kernels(foreign::open(AT_FDCWD, &self.root.join(name))?, LIMIT, parse)
     }
 
     /// The mount table of this process: one line a mount (proc_pid_mountinfo(5)).
@@ -95,8 +99,8 @@ impl Proc {
     ///
     /// From uptime, as the `btime` of /proc/stat costs a walk over every interrupt of every CPU.
     pub fn boot_time(&self) -> Option<u64> {
-        let (bytes, _) = foreign::read_file(AT_FDCWD, &self.root.join("uptime"), LIMIT).ok()?;
-        let uptime = Duration::try_from_secs_f64(number(words(&bytes).next()?)?).ok()?;
+        let seconds = self.read("uptime", |text| number(words(text).next()?)).ok()??;
+        let uptime = Duration::try_from_secs_f64(seconds).ok()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
         now.checked_sub(uptime).map(|boot| boot.as_secs())
     }
@@ -108,8 +112,8 @@ impl Proc {
 
     /// Whether our user ids are the host's: every id is mapped to itself (user_namespaces(7)).
     pub fn is_in_first_user_namespace(&self) -> bool {
-        let map = foreign::read_file(AT_FDCWD, &self.root.join("self/uid_map"), LIMIT);
-        map.is_ok_and(|(text, _)| words(&text).eq([b"0".as_slice(), b"0", b"4294967295"]))
+        let is_whole = |text: &[u8]| words(text).eq([b"0".as_slice(), b"0", b"4294967295"]);
+        self.read("self/uid_map", is_whole).unwrap_or(false)
     }
 
     /// Whether we share pid 1's pid and mount namespaces; not if that cannot be seen.
@@ -146,34 +150,36 @@ impl Process {
         Self { pid, dir: openat(AT_FDCWD, "/", flags, Mode::empty()).unwrap() }
     }
 
-    fn read(&self, name: impl AsRef<Path>) -> Result<Vec<u8>, Errno> {
-        foreign::read_file(&self.dir, name.as_ref(), LIMIT).map(|(bytes, _)| bytes)
+    /// A file of the process's, which is the kernel's: nobody else can have put anything there.
+    fn read<T>(&self, name: impl AsRef<Path>, parse: impl FnOnce(&[u8]) -> T) -> Result<T, Errno> {
+        foreign::read_kernels(foreign::open(&self.dir, name.as_ref())?, LIMIT, parse)
     }
 
-    fn read_of_thread(&self, tid: i32, name: &str) -> Result<Vec<u8>, Errno> {
-        self.read(format!("task/{tid}/{name}"))
+    fn read_of_thread<T>(&self, tid: i32, name: &str, parse: impl FnOnce(&[u8]) -> T) -> Result<T, Errno> {
+        self.read(format!("task/{tid}/{name}"), parse)
     }
 
     /// What `/proc/PID/stat` says.
     pub fn stat(&self) -> Result<Stat, Errno> {
-        Stat::parse(&self.read("stat")?).ok_or(Errno::EINVAL)
+        self.read("stat", Stat::parse)?.ok_or(Errno::EINVAL)
     }
 
     /// What `/proc/PID/task/TID/stat` says.
     pub fn thread_stat(&self, tid: i32) -> Result<Stat, Errno> {
-        Stat::parse(&self.read_of_thread(tid, "stat")?).ok_or(Errno::EINVAL)
+        self.read_of_thread(tid, "stat", Stat::parse)?.ok_or(Errno::EINVAL)
     }
 
     /// Its thread group and user ids.
     pub fn status(&self) -> Result<Status, Errno> {
-        Status::parse(&self.read("status")?).ok_or(Errno::EINVAL)
+        self.read("status", Status::parse)?.ok_or(Errno::EINVAL)
     }
 
     /// Its arguments. It can write anything there (PR_SET_MM_ARG_START), so they only ever narrow a choice.
     pub fn arguments(&self) -> Result<Vec<Vec<u8>>, Errno> {
-        let bytes = self.read("cmdline")?;
-        let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
-        Ok(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
+        self.read("cmdline", |bytes| {
+            let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
+            bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
+        })
     }
 
     /// The path of its executable as seen from here.
@@ -208,20 +214,20 @@ impl Process {
 
     /// The system call that thread `tid` is in, `None` while it runs: number, then arguments (proc_pid_syscall(5)).
     pub fn system_call(&self, tid: i32) -> Result<Option<Vec<u64>>, Errno> {
-        Ok(parse_system_call(&self.read_of_thread(tid, "syscall")?))
+        self.read_of_thread(tid, "syscall", parse_system_call)
     }
 
     /// The groups that thread `tid` is in.
     pub fn membership(&self, tid: i32) -> Result<Membership, Errno> {
-        self.read_of_thread(tid, "cgroup").map(|bytes| Membership::parse(&bytes))
+        self.read_of_thread(tid, "cgroup", Membership::parse)
     }
 
     /// The processes that its threads started and that still run; none where the kernel keeps no such list
     /// (CONFIG_PROC_CHILDREN).
     pub fn children(&self) -> Vec<i32> {
-        let of_thread = |tid: i32| self.read_of_thread(tid, "children").unwrap_or_default();
-        let lists = self.threads().unwrap_or_default().into_iter().map(of_thread);
-        lists.flat_map(|list| list.split(|byte| *byte == b' ').filter_map(number).collect::<Vec<i32>>()).collect()
+        let numbers = |list: &[u8]| words(list).filter_map(number).collect::<Vec<i32>>();
+        let of_thread = |tid: i32| self.read_of_thread(tid, "children", numbers).unwrap_or_default();
+        self.threads().unwrap_or_default().into_iter().flat_map(of_thread).collect()
     }
 
     fn list(&self, name: &str) -> Result<Vec<Vec<u8>>, Errno> {
@@ -257,9 +263,9 @@ impl Stat {
     pub fn parse(line: &[u8]) -> Option<Self> {
         let open = line.iter().position(|byte| *byte == b'(')?;
         let close = line.iter().rposition(|byte| *byte == b')')?;
-        let fields: Vec<&[u8]> = line.get(close + 2..)?.split(u8::is_ascii_whitespace).collect();
         // proc_pid_stat(5) counts from 1 and the state is field 3.
-        let field = |n: usize| fields.get(n - 3).copied();
+        let mut fields = (3..).zip(line.get(close + 2..)?.split(u8::is_ascii_whitespace));
+        let mut field = |n: usize| fields.find(|(number, _)| *number == n).map(|(_, field)| field);
         Some(Self {
             name: line.get(open + 1..close)?.to_vec(),
             state: *field(3)?.first()?,

@@ -194,9 +194,8 @@ impl Group {
         let failed = |errno| Error::path("read", self.file(name), errno);
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let file = openat(&self.dir, name, flags, Mode::empty()).map_err(failed)?;
-        let bytes = foreign::read_to_end(file, LONGEST).map_err(failed)?;
-        let text = String::from_utf8(bytes).map_err(|_| failed(Errno::EILSEQ))?;
-        Ok(text.trim_end().to_owned())
+        let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(|text| text.trim_end().to_owned());
+        foreign::read_kernels(file, LONGEST, text).map_err(failed)?.map_err(|_| failed(Errno::EILSEQ))
     }
 
     /// Reads one of its files; `None` if the kernel has no such file.
@@ -220,8 +219,8 @@ impl Group {
     pub fn events_while_populated(&self) -> Option<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let file = openat(&self.dir, "cgroup.events", flags, Mode::empty()).ok()?;
-        let text = foreign::read_to_end(file.try_clone().ok()?, LONGEST).ok()?;
-        text.split(|byte| *byte == b'\n').any(|line| line == b"populated 1").then_some(file)
+        let is_populated = |text: &[u8]| text.split(|byte| *byte == b'\n').any(|line| line == b"populated 1");
+        foreign::read_kernels(&file, LONGEST, is_populated).ok()?.then_some(file)
     }
 
     /// Opens one of its files for writing, as often as one likes.

@@ -78,8 +78,9 @@ impl Debugfs {
             let Some(index) = name.strip_prefix("vcpu").and_then(|index| index.parse().ok()) else {
                 continue;
             };
-            let (text, _) = foreign::read_file(&dir, Path::new(&format!("{name}/pid")), 64)?;
-            vcpus.push(Vcpu { index, tid: number(&text).ok_or(Errno::EINVAL)? });
+            let file = foreign::open(&dir, Path::new(&format!("{name}/pid")))?;
+            let tid = foreign::read_kernels(file, 64, number)?.ok_or(Errno::EINVAL)?;
+            vcpus.push(Vcpu { index, tid });
         }
         vcpus.sort_by_key(|vcpu| vcpu.index);
         Ok(vcpus)
