@@ -6,17 +6,17 @@
 //! a descriptor answers ESRCH).
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 
 use crate::foreign;
+use crate::sys::{self, Entry};
 
 /// PF_USER_WORKER (include/linux/sched.h): a thread that the kernel made inside a process, such as vhost's or KVM's workers.
 const USER_WORKER: u64 = 0x4000;
@@ -184,7 +184,7 @@ impl Process {
 
     /// The path of its executable as seen from here.
     pub fn executable(&self) -> Result<PathBuf, Errno> {
-        readlinkat(&self.dir, "exe").map(PathBuf::from)
+        sys::read_link(&self.dir, c"exe").map(|path| OsString::from_vec(path).into())
     }
 
     /// The file that it runs, which may be another than the one now at that path. Whose it is answers this, if it is on a file
@@ -195,21 +195,17 @@ impl Process {
 
     /// Its threads, lowest number first.
     pub fn threads(&self) -> Result<Vec<i32>, Errno> {
-        let mut tids: Vec<i32> = self.list("task")?.iter().filter_map(|name| number(name)).collect();
+        let entries = sys::list(self.open_dir("task")?)?;
+        let mut tids: Vec<i32> = entries.iter().filter_map(|entry| number(entry.name.to_bytes())).collect();
         tids.sort_unstable();
         Ok(tids)
     }
 
     /// Its open descriptors and what each is of, such as `anon_inode:kvm-vcpu:0`.
     pub fn descriptors(&self) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let dir = openat(&self.dir, "fd", flags, Mode::empty())?;
-        let numbers = list_open(dir.try_clone().map_err(|error| crate::error::errno_of(&error))?)?;
-        let target = |name: &Vec<u8>| {
-            let link = readlinkat(dir.as_fd(), Path::new(std::ffi::OsStr::from_bytes(name))).ok()?;
-            Some((number(name)?, link.into_vec()))
-        };
-        Ok(numbers.iter().filter_map(target).collect())
+        let dir = self.open_dir("fd")?;
+        let what = |entry: &Entry| Some((number(entry.name.to_bytes())?, sys::read_link(&dir, &entry.name).ok()?));
+        Ok(sys::list(&dir)?.iter().filter_map(what).collect())
     }
 
     /// The system call that thread `tid` is in, `None` while it runs: number, then arguments (proc_pid_syscall(5)).
@@ -230,15 +226,9 @@ impl Process {
         self.threads().unwrap_or_default().into_iter().flat_map(of_thread).collect()
     }
 
-    fn list(&self, name: &str) -> Result<Vec<Vec<u8>>, Errno> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        list_open(openat(&self.dir, name, flags, Mode::empty())?)
+    fn open_dir(&self, name: &str) -> Result<OwnedFd, Errno> {
+        openat(&self.dir, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
     }
-}
-
-fn list_open(dir: OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut dir = Dir::from_fd(dir)?;
-    dir.iter().map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec())).collect()
 }
 
 /// The fields of `/proc/PID/stat` that matter here (proc_pid_stat(5)).

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deadline::{Backoff, Deadline};
 use crate::error::{Error, errno_of};
-use crate::foreign;
+use crate::{foreign, sys};
 
 /// The schema that is written; another is kept aside and rebuilt.
 pub const SCHEMA: u32 = 1;
@@ -232,14 +232,10 @@ impl Store {
 
     /// The names of the files in the directory.
     fn names(&self) -> Vec<String> {
-        let Ok(copy) = self.dir.as_fd().try_clone_to_owned() else {
-            return Vec::new();
-        };
-        let Ok(mut dir) = nix::dir::Dir::from_fd(copy) else {
-            return Vec::new();
-        };
-        let name = |entry: Result<nix::dir::Entry, Errno>| entry.ok()?.file_name().to_str().ok().map(str::to_owned);
-        dir.iter().filter_map(name).collect()
+        // A descriptor of its own: a shared one would share its place in the list.
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let entries = openat(&self.dir, ".", flags, Mode::empty()).and_then(sys::list).unwrap_or_default();
+        entries.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect()
     }
 
     /// Writes the record whole or not at all.

@@ -1,10 +1,10 @@
-//! The few system calls that no crate of ours wraps: extended attributes of an open directory, a file system mounted nowhere, a
-//! terminal's width. Everything `unsafe` in this program is in this file: the compiler denies it everywhere else (Cargo.toml,
-//! `unsafe_code`).
+//! The few system calls that no crate of ours wraps, or only at a price: extended attributes, entries and links of an open
+//! directory, a file system mounted nowhere, a terminal's width. Everything `unsafe` in this program is in this file: the compiler
+//! denies it everywhere else (Cargo.toml, `unsafe_code`).
 
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -36,6 +36,53 @@ pub fn terminal_width(fd: impl AsFd) -> Option<usize> {
     // SAFETY: the descriptor is borrowed and so open, and the kernel writes one `winsize` into the one that is pointed to.
     let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
     (done == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// What a link says that `name` in `dir` is (readlink(2)), of at most 4,096 bytes.
+pub fn read_link(dir: impl AsFd, name: &CStr) -> Result<Vec<u8>, Errno> {
+    let mut target = [0_u8; 4096];
+    let fd = dir.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is borrowed and so open, `name` ends in NUL, and the kernel writes at most `target.len()` bytes there.
+    let length = unsafe { libc::readlinkat(fd, name.as_ptr(), target.as_mut_ptr().cast(), target.len()) };
+    let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
+    Ok(target.get(..length).unwrap_or_default().to_vec())
+}
+
+/// An entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    pub name: CString,
+    pub is_dir: bool,
+}
+
+/// Lists an open directory from where its descriptor stands, without `.` and `..` (getdents64(2)).
+///
+/// The C library asks four times more about the directory, and takes pages for it.
+pub fn list(dir: impl AsFd) -> Result<Vec<Entry>, Errno> {
+    let fd = dir.as_fd().as_raw_fd();
+    let mut entries = Vec::new();
+    loop {
+        let mut buffer = [0_u8; 4096];
+        // SAFETY: the descriptor is borrowed and so open, and the kernel writes at most `buffer.len()` bytes there.
+        let length = unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len()) };
+        let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
+        let mut records = buffer.get(..length).unwrap_or_default();
+        if records.is_empty() {
+            return Ok(entries);
+        }
+        while let Some((entry, rest)) = next_entry(records) {
+            entries.extend(Some(entry).filter(|entry| entry.name.as_c_str() != c"." && entry.name.as_c_str() != c".."));
+            records = rest;
+        }
+    }
+}
+
+/// Takes a `struct linux_dirent64` apart: inode and offset, its own length at 16, the kind at 18, from 19 on the name, which ends in NUL.
+fn next_entry(records: &[u8]) -> Option<(Entry, &[u8])> {
+    let length = u16::from_ne_bytes(records.get(16..18)?.try_into().ok()?);
+    let (record, rest) = records.split_at_checked(length.into())?;
+    let name = CStr::from_bytes_until_nul(record.get(19..)?).ok()?;
+    Some((Entry { name: name.to_owned(), is_dir: *record.get(18)? == libc::DT_DIR }, rest))
 }
 
 /// Mounts the file system `kind` read-only, attached to no place (fsopen(2), fsmount(2), Linux 5.2), and gives its root. It is
@@ -71,5 +118,27 @@ mod tests {
         let dir = std::fs::File::open("/proc").unwrap();
         assert!(get_xattr(&dir, c"trusted.none").is_err());
         assert!(mount_detached(c"no-such-file-system").is_err());
+        assert!(list(std::fs::File::open("/proc/self/stat").unwrap()).is_err());
+        assert!(read_link(&dir, c"version").is_err());
+    }
+
+    #[test]
+    fn a_directory_is_listed_whole_and_its_links_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        // More than fit in one call.
+        let long = "x".repeat(200);
+        for number in 0..100 {
+            std::fs::write(dir.path().join(format!("{number}{long}")), "").unwrap();
+        }
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        std::os::unix::fs::symlink("to nowhere", dir.path().join("link")).unwrap();
+        let open = || std::fs::File::open(dir.path()).unwrap();
+        let entries = list(open()).unwrap();
+        assert_eq!(entries.len(), 102);
+        assert_eq!(
+            entries.iter().filter(|entry| entry.is_dir).map(|entry| entry.name.as_c_str()).collect::<Vec<_>>(),
+            [c"dir"]
+        );
+        assert_eq!(read_link(open(), c"link").unwrap(), b"to nowhere");
     }
 }

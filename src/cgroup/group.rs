@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
@@ -240,16 +239,11 @@ impl Group {
     pub fn children(&self) -> Result<Vec<String>, Error> {
         let failed = |errno| Error::path("list", &self.path, errno);
         // A descriptor of its own: a shared one would share its place in the list.
-        let mut dir = match openat(&self.dir, ".", DIRECTORY, Mode::empty()).and_then(Dir::from_fd) {
+        let entries = match openat(&self.dir, ".", DIRECTORY, Mode::empty()).and_then(sys::list) {
             Err(Errno::ENOENT | Errno::ENODEV) => return Ok(Vec::new()),
-            dir => dir.map_err(failed)?,
+            entries => entries.map_err(failed)?,
         };
-        let child = |entry: Result<nix::dir::Entry, Errno>| {
-            let entry = entry.ok().filter(|entry| entry.file_type() == Some(nix::dir::Type::Directory))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            (name != "." && name != "..").then_some(name)
-        };
-        Ok(dir.iter().filter_map(child).collect())
+        Ok(entries.iter().filter(|entry| entry.is_dir).map(|entry| entry.name.to_string_lossy().into_owned()).collect())
     }
 }
 

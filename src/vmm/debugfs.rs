@@ -9,7 +9,6 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
@@ -74,7 +73,7 @@ impl Debugfs {
     fn vcpus_in(&self, vm: &str) -> Result<Vec<Vcpu>, Errno> {
         let dir = open_dir(&self.kvm, vm)?;
         let mut vcpus = Vec::new();
-        for name in list(dir.try_clone().map_err(|error| crate::error::errno_of(&error))?)? {
+        for name in list(&dir)? {
             let Some(index) = name.strip_prefix("vcpu").and_then(|index| index.parse().ok()) else {
                 continue;
             };
@@ -105,10 +104,8 @@ fn open_dir<P: nix::NixPath + ?Sized>(at: impl AsFd, path: &P) -> Result<OwnedFd
     openat(at, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
 }
 
-fn list(dir: OwnedFd) -> Result<Vec<String>, Errno> {
-    let mut dir = Dir::from_fd(dir)?;
-    let names = dir.iter().filter_map(|entry| entry.ok()?.file_name().to_str().ok().map(str::to_owned));
-    Ok(names.collect())
+fn list(dir: impl AsFd) -> Result<Vec<String>, Errno> {
+    Ok(sys::list(dir)?.into_iter().filter_map(|entry| entry.name.into_string().ok()).collect())
 }
 
 #[cfg(test)]
