@@ -52,6 +52,28 @@ pub enum Applied {
     Overtaken,
 }
 
+/// The start time of whoever bears a number, asked of /proc once: on v1 a thread is moved once for each controller.
+struct Starts<'a> {
+    apply: &'a Apply<'a>,
+    known: HashMap<i32, Option<u64>>,
+}
+
+impl<'a> Starts<'a> {
+    fn new(apply: &'a Apply) -> Self {
+        Self { apply, known: HashMap::new() }
+    }
+
+    /// `None` where nobody bears it. One that cannot be looked at is not taken for gone.
+    fn of(&mut self, id: i32) -> Result<Option<u64>, Error> {
+        if let Some(start) = self.known.get(&id) {
+            return Ok(*start);
+        }
+        let start = self.apply.proc.start_of(id).map_err(|errno| self.apply.unread(id, errno))?;
+        self.known.insert(id, start);
+        Ok(start)
+    }
+}
+
 /// One write of a number into a group.
 #[derive(Debug, Clone)]
 struct Move {
@@ -225,8 +247,9 @@ impl Apply<'_> {
             }
         }
         let mut ready: Vec<(&Move, &Option<GroupPath>, String, Option<&Writer>)> = Vec::with_capacity(moves.len());
+        let mut before = Starts::new(self);
         for (step, from) in moves {
-            if self.is_itself(step.id, step.start)? {
+            if before.of(step.id)? == Some(step.start) {
                 ready.push((step, from, step.id.to_string(), writers.get(&(step.to.absolute(), step.file))));
             }
         }
@@ -252,7 +275,9 @@ impl Apply<'_> {
             let from = (*from).clone().unwrap_or_else(|| GroupPath::new(&step.to.hierarchy, ""));
             done.undo.push(Undo::MoveBack((*step).clone(), from));
         }
-        let put_back: Vec<Error> = written.iter().filter_map(|(step, _)| self.put_back_stranger(step).err()).collect();
+        let mut after = Starts::new(self);
+        let put_back: Vec<Error> =
+            written.iter().filter_map(|(step, _)| self.put_back_stranger(step, &mut after).err()).collect();
         failure.or(put_back.into_iter().next()).map_or(Ok(Applied::Whole), Err)
     }
 
@@ -266,7 +291,10 @@ impl Apply<'_> {
     }
 
     /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.
-    fn put_back_stranger(&self, step: &Move) -> Result<(), Error> {
+    fn put_back_stranger(&self, step: &Move, now: &mut Starts) -> Result<(), Error> {
+        if now.of(step.id)?.is_none_or(|start| start == step.start) {
+            return Ok(());
+        }
         let Some(process) = self.proc.process(step.id).map_err(|errno| self.unread(step.id, errno))? else {
             return Ok(());
         };

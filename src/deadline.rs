@@ -42,7 +42,11 @@ impl Deadline {
 
     /// The time left; nothing once a signal has come.
     pub fn left(&self) -> Duration {
-        if self.signalled() { Duration::ZERO } else { self.total.saturating_sub(self.start.elapsed()) }
+        if self.signalled() { Duration::ZERO } else { self.time_left() }
+    }
+
+    fn time_left(&self) -> Duration {
+        self.total.saturating_sub(self.start.elapsed())
     }
 
     /// An error naming what we were about to do, if there is no time left for it.
@@ -60,7 +64,7 @@ impl Deadline {
 
     /// Waits until there is something to read from `fd`, or its end: false if the deadline or a signal comes first.
     pub fn wait_readable(&self, fd: impl AsFd) -> bool {
-        let left = PollTimeout::try_from(self.left()).unwrap_or(PollTimeout::MAX);
+        let left = PollTimeout::try_from(self.time_left()).unwrap_or(PollTimeout::MAX);
         let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.stop.as_ref().map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN)));
         poll(&mut fds, left).is_ok() && fds.first().and_then(PollFd::any).unwrap_or(false)

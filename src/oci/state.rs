@@ -4,17 +4,14 @@
 //! src/runtime/pkg/katautils/hook.go fills id, pid, bundle and annotations only), runtime-rs leaves empty fields out, crun adds
 //! `root`, podman's poststop has no pid. What is used must be right: an id that is a file name, an absolute bundle.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use serde::Deserialize;
 
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::error::errno_of;
 use crate::foreign;
 
 /// No state is longer: the longest seen is CRI-O's with 2 KiB, and annotations may be 256 KiB in all (Kubernetes).
@@ -133,21 +130,20 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Reads stdin to its end: not more than [`LIMIT`], not longer than the deadline.
 fn read_stdin(deadline: &Deadline) -> Result<Vec<u8>, Error> {
+    // Not the standard library's: that reads ahead into a buffer of its own.
     let stdin = std::io::stdin();
-    let duplicate = stdin.as_fd().try_clone_to_owned();
-    let mut stdin = File::from(duplicate.map_err(|error| Error::State(format!("cannot be read: {}", errno_of(&error))))?);
-    let mut bytes = Vec::with_capacity(4096);
+    let mut bytes = Vec::new();
     loop {
         if !deadline.wait_readable(&stdin) {
             deadline.check("read the state to the end of stdin, which is still open (by hand, use --state FILE)")?;
             continue;
         }
-        let mut chunk = [0; 16 * 1024];
-        match stdin.read(&mut chunk) {
+        let mut chunk = [0; 4096];
+        match nix::unistd::read(&stdin, &mut chunk) {
             Ok(0) => return Ok(bytes),
             Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::State(format!("cannot be read: {}", errno_of(&error)))),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Error::State(format!("cannot be read: {errno}"))),
         }
         if bytes.len() as u64 > LIMIT {
             return Err(Error::State(format!("longer than the {LIMIT} bytes that are read")));
