@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use kata_cgroup_hook::cgroup::Controller;
-use kata_cgroup_hook::cgroup::cpulist::CpuList;
 use kata_cgroup_hook::cgroup::file::{
     CPUS, EFFECTIVE_CPUS, EFFECTIVE_MEMS, MAX, MEMS, PERIOD, QUOTA, SHARES, SUBTREE, TYPE, WEIGHT,
 };
@@ -16,7 +15,7 @@ use kata_cgroup_hook::cgroup::mounts::Version;
 use kata_cgroup_hook::plan::Step;
 use nix::errno::Errno;
 
-use crate::rules::{In, is_limit};
+use crate::rules::In;
 use crate::tree::{Group, Tree};
 
 /// The hierarchies, and who is where in them.
@@ -111,58 +110,10 @@ impl Kernel {
 
     /// A write of a value into a group's file.
     pub fn write(&mut self, n: usize, path: &Path, file: &'static str, value: &str) -> Result<(), Errno> {
-        let tree = &self.trees[n];
-        let group = tree.groups.get(path).ok_or(Errno::ENOENT)?;
-        let is_there = |controller, version| tree.version == version && tree.has(path, controller);
-        let number = || value.parse::<u64>().map_err(|_| Errno::EINVAL);
-        let view = In { kernel: self, n };
-        let stored = match file {
-            SHARES if is_there(Controller::Cpu, Version::V1) => number()?.clamp(2, 262_144).to_string(),
-            QUOTA | PERIOD if is_there(Controller::Cpu, Version::V1) => {
-                let with = |name: &str| if name == file { value } else { group.values[name].as_str() }.to_owned();
-                let quota = Some(with(QUOTA)).filter(|quota| quota != "-1").map(|quota| quota.parse()).transpose();
-                let (quota, period) = (quota.map_err(|_| Errno::EINVAL)?, with(PERIOD).parse().map_err(|_| Errno::EINVAL)?);
-                let is_taken = is_limit(quota, period) && view.is_schedulable(path, quota.map(|quota| (quota, period)));
-                if path == Path::new("") || !is_taken {
-                    return Err(Errno::EINVAL);
-                }
-                value.to_owned()
-            }
-            CPUS | MEMS if is_there(Controller::Cpuset, tree.version) => {
-                let list: CpuList = value.parse().map_err(|_| Errno::EINVAL)?;
-                view.may_be_list(path, file, &list)?;
-                list.to_string()
-            }
-            TYPE if tree.version == Version::V2 && value == "threaded" => {
-                view.may_become_threaded(path)?;
-                self.trees[n].groups.get_mut(path).expect("what stands").is_threaded = true;
-                return Ok(());
-            }
-            SUBTREE if tree.version == Version::V2 => {
-                let mut passed_on: Vec<&str> = group.values[SUBTREE].split_whitespace().collect();
-                for name in value.split(' ') {
-                    let controller = Controller::ALL.into_iter().find(|one| Some(one.name()) == name.strip_prefix('+'));
-                    let controller = controller.ok_or(Errno::EINVAL)?;
-                    view.may_pass_on(path, controller)?;
-                    if !passed_on.contains(&controller.name()) {
-                        passed_on.push(controller.name());
-                    }
-                }
-                passed_on.join(" ")
-            }
-            WEIGHT if is_there(Controller::Cpu, Version::V2) => match number()? {
-                weight @ 1..=10_000 => weight.to_string(),
-                _ => return Err(Errno::ERANGE),
-            },
-            MAX if is_there(Controller::Cpu, Version::V2) => {
-                let (quota, period) = value.split_once(' ').ok_or(Errno::EINVAL)?;
-                let quota = Some(quota).filter(|quota| *quota != "max").map(str::parse).transpose();
-                let is_taken = is_limit(quota.map_err(|_| Errno::EINVAL)?, period.parse().map_err(|_| Errno::EINVAL)?);
-                if is_taken { value.to_owned() } else { return Err(Errno::EINVAL) }
-            }
-            _ => return Err(Errno::ENOENT),
-        };
-        self.trees[n].groups.get_mut(path).expect("what stands").values.insert(file, stored);
+        let taken = In { kernel: self, n }.take(path, file, value)?;
+        let group = self.trees[n].groups.get_mut(path).expect("what stands");
+        group.is_threaded |= file == TYPE;
+        group.values.insert(file, taken);
         Ok(())
     }
 

@@ -1,6 +1,9 @@
 //! What the fuzz targets share. A target is one noun whose bytes come from outside, and says what must hold of whatever was read,
 //! not only that reading it does not panic. They use the library as the binary does: there is no switch for them in it.
 //!
+//! The target `host` is of all of them together, on a made-up [`host`]: its [`cast`] of processes, and a [`kernel`] whose [`tree`]s of
+//! groups go by the real one's [`rules`].
+//!
 //! What is read from files lies in a temporary directory of each input's own; on a tmpfs (`TMPDIR=/dev/shm`) that costs little.
 
 pub mod cast;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kata_cgroup_hook::cgroup::Controller;
 use kata_cgroup_hook::cgroup::cpulist::CpuList;
-use kata_cgroup_hook::cgroup::file::{CPUS, MEMS, SUBTREE};
+use kata_cgroup_hook::cgroup::file::{CPUS, MAX, MEMS, PERIOD, QUOTA, SHARES, SUBTREE, TYPE, WEIGHT};
 use kata_cgroup_hook::cgroup::mounts::Version;
 use nix::errno::Errno;
 
@@ -21,6 +21,36 @@ pub struct In<'a> {
 impl In<'_> {
     fn tree(&self) -> &Tree {
         &self.kernel.trees[self.n]
+    }
+
+    /// What a write of `value` makes of a group's file.
+    pub fn take(&self, path: &Path, file: &str, value: &str) -> Result<String, Errno> {
+        let tree = self.tree();
+        let group = tree.groups.get(path).ok_or(Errno::ENOENT)?;
+        let is_there = |controller, version| tree.version == version && tree.has(path, controller);
+        match file {
+            SHARES if is_there(Controller::Cpu, Version::V1) => Ok(number(value)?.clamp(2, 262_144).to_string()),
+            QUOTA if is_there(Controller::Cpu, Version::V1) => {
+                self.take_limit(path, value, &group.values[PERIOD]).map(|()| value.to_owned())
+            }
+            PERIOD if is_there(Controller::Cpu, Version::V1) => {
+                self.take_limit(path, &group.values[QUOTA], value).map(|()| value.to_owned())
+            }
+            CPUS | MEMS if is_there(Controller::Cpuset, tree.version) => self.take_list(path, file, value),
+            TYPE if tree.version == Version::V2 && value == "threaded" => {
+                self.may_become_threaded(path).map(|()| value.to_owned())
+            }
+            SUBTREE if tree.version == Version::V2 => self.take_controllers(path, value),
+            WEIGHT if is_there(Controller::Cpu, Version::V2) => match number(value)? {
+                weight @ 1..=10_000 => Ok(weight.to_string()),
+                _ => Err(Errno::ERANGE),
+            },
+            MAX if is_there(Controller::Cpu, Version::V2) => {
+                let (quota, period) = value.split_once(' ').ok_or(Errno::EINVAL)?;
+                limit("max", quota, period).map(|_| value.to_owned())
+            }
+            _ => Err(Errno::ENOENT),
+        }
     }
 
     /// `cgroup_has_tasks`.
@@ -67,15 +97,29 @@ impl In<'_> {
     }
 
     /// `cgroup_enable_threaded`.
-    pub fn may_become_threaded(&self, path: &Path) -> Result<(), Errno> {
+    fn may_become_threaded(&self, path: &Path) -> Result<(), Errno> {
         let domain = self.tree().domain_of(path.parent().ok_or(Errno::ENOENT)?);
         let is_free = !self.is_populated(path) && !self.tree().groups[path].passes_on_for_domains();
         let is_allowed = is_free && self.is_valid_domain(domain) && self.can_be_thread_root(domain);
         if is_allowed { Ok(()) } else { Err(Errno::EOPNOTSUPP) }
     }
 
-    /// `cgroup_subtree_control_write`, `cgroup_vet_subtree_control_enable`.
-    pub fn may_pass_on(&self, path: &Path, controller: Controller) -> Result<(), Errno> {
+    /// `cgroup_subtree_control_write`.
+    fn take_controllers(&self, path: &Path, value: &str) -> Result<String, Errno> {
+        let mut passed_on: Vec<&str> = self.tree().groups[path].values[SUBTREE].split_whitespace().collect();
+        for name in value.split(' ') {
+            let controller = Controller::ALL.into_iter().find(|one| Some(one.name()) == name.strip_prefix('+'));
+            let controller = controller.ok_or(Errno::EINVAL)?;
+            self.may_pass_on(path, controller)?;
+            if !passed_on.contains(&controller.name()) {
+                passed_on.push(controller.name());
+            }
+        }
+        Ok(passed_on.join(" "))
+    }
+
+    /// `cgroup_vet_subtree_control_enable`.
+    fn may_pass_on(&self, path: &Path, controller: Controller) -> Result<(), Errno> {
         let is_had = if path == Path::new("") {
             self.tree().controllers.contains(&controller)
         } else {
@@ -117,26 +161,34 @@ impl In<'_> {
     }
 
     /// `validate_change` of v1's and v2's cpusets.
-    pub fn may_be_list(&self, path: &Path, file: &str, list: &CpuList) -> Result<(), Errno> {
-        let tree = self.tree();
+    fn take_list(&self, path: &Path, file: &str, value: &str) -> Result<String, Errno> {
+        let (tree, list) = (self.tree(), value.parse::<CpuList>().map_err(|_| Errno::EINVAL)?);
         let was_empty = tree.groups[path].list(file).is_empty();
         if list.is_empty() && !was_empty && self.has_tasks(path) {
             return Err(Errno::ENOSPC);
         }
-        let Some(above) = path.parent() else { return Err(Errno::EACCES) };
-        if tree.version == Version::V1 {
-            if !list.without(&tree.groups[above].list(file)).is_empty() {
-                return Err(Errno::EACCES);
-            }
-            if tree.children(path).any(|(_, child)| !child.list(file).without(list).is_empty()) {
-                return Err(Errno::EBUSY);
-            }
+        let above = path.parent().ok_or(Errno::EACCES)?;
+        if tree.version == Version::V1 && !list.without(&tree.groups[above].list(file)).is_empty() {
+            return Err(Errno::EACCES);
+        }
+        let has_more = |(_, child): (&Path, &Group)| !child.list(file).without(&list).is_empty();
+        if tree.version == Version::V1 && tree.children(path).any(has_more) {
+            return Err(Errno::EBUSY);
+        }
+        Ok(list.to_string())
+    }
+
+    /// `tg_set_cfs_bandwidth` of v1, which leaves the root alone.
+    fn take_limit(&self, path: &Path, quota: &str, period: &str) -> Result<(), Errno> {
+        let limit = limit("-1", quota, period)?;
+        if path == Path::new("") || !self.is_schedulable(path, limit) {
+            return Err(Errno::EINVAL);
         }
         Ok(())
     }
 
     /// `__cfs_schedulable` of v1: no group has more than one above it.
-    pub fn is_schedulable(&self, path: &Path, limit: Option<(u64, u64)>) -> bool {
+    fn is_schedulable(&self, path: &Path, limit: Option<(u64, u64)>) -> bool {
         let ratio = |(quota, period): (u64, u64)| (quota << 20) / period;
         let mut acting: BTreeMap<&Path, Option<u64>> = BTreeMap::new();
         for (each, group) in &self.tree().groups {
@@ -151,7 +203,14 @@ impl In<'_> {
     }
 }
 
-/// What the kernel takes for a quota and a period (`tg_set_cfs_bandwidth`).
-pub fn is_limit(quota: Option<u64>, period: u64) -> bool {
-    (1000..=1_000_000).contains(&period) && quota.is_none_or(|quota| quota >= 1000)
+fn number(text: &str) -> Result<u64, Errno> {
+    text.parse().map_err(|_| Errno::EINVAL)
+}
+
+/// A quota and its period, within the bounds of `tg_set_cfs_bandwidth`; none where the word for that stands.
+fn limit(none: &str, quota: &str, period: &str) -> Result<Option<(u64, u64)>, Errno> {
+    let period = number(period)?;
+    let quota = if quota == none { None } else { Some(number(quota)?) };
+    let is_limit = (1000..=1_000_000).contains(&period) && quota.is_none_or(|quota| quota >= 1000);
+    if is_limit { Ok(quota.map(|quota| (quota, period))) } else { Err(Errno::EINVAL) }
 }
