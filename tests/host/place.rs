@@ -240,6 +240,31 @@ fn a_kata_group_that_holds_shim_and_vmm_keeps_its_values_and_gets_back_whom_it_h
 }
 
 #[test]
+fn somebody_elses_vcpu_group_in_a_group_of_katas_is_used_and_given_back_as_it_was() {
+    let Some(env) = Env::with("cpu", Version::V1) else { return };
+    let mut shim = env.shim(&env.name);
+    let sandbox = env.sandbox().start_in(&mut shim);
+    for group in premake(&env.group()) {
+        group.take_in(shim.pid());
+        group.take_in(sandbox.pid);
+    }
+    premake(&format!("{}/vcpu", env.group()));
+    let taken = Group::new("cpu", &env.group()).child("vcpu");
+    taken.set_shares(300);
+    taken.set_quota(77_000);
+    let bundle = env.bundle();
+    let before = env.dump();
+
+    sandbox.place(&bundle);
+    assert_eq!(taken.threads(), sandbox.vcpu_threads());
+    assert_eq!(taken.quota_and_period(), (Some(150_000), 100_000));
+
+    sandbox.release(&bundle);
+    let values = |dump: &Dump| dump.lines_with("cpu.").into_iter().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(values(&before), values(&env.dump()));
+}
+
+#[test]
 fn a_kata_group_for_the_vcpus_alone_is_given_back_as_it_was() {
     // What Kata makes with sandbox_cgroup_only=false: the VMM is in its overhead group, the vCPUs in the sandbox's.
     let Some(env) = Env::new() else { return };

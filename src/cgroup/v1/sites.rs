@@ -44,6 +44,8 @@ fn site(group: GroupPath, part: Part, vm: &Vm, record: &Record) -> Result<Site, 
     let is_made = ours.standing.as_ref().is_some_and(|standing| standing.is_ours);
     let is_adopted = record.adopted.iter().any(|adopted| adopted.path == site.group.absolute());
     if is_made || (!is_adopted && holds_vmm(&site, vm)) {
+        // Where somebody else's child of that name stands, that one is used, and given back.
+        site.is_adopted = ours.is_foreign();
         site.levels.push(ours);
         site.group = child;
     } else {
@@ -98,6 +100,17 @@ mod tests {
         let site = cpu_site(dir.path(), &vm("/pod/kata_x", "/pod/kata_x"), &Record::new("sb"));
         assert_eq!(site.group.rel, std::path::Path::new("pod/kata_x/vcpu"));
         assert!(!site.is_adopted && site.own().is_none());
+    }
+
+    #[test]
+    fn somebody_elses_child_of_that_name_in_a_group_of_katas_is_adopted() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("cpu/pod/kata_x/vcpu")).unwrap();
+        std::fs::write(dir.path().join("cpu/pod/kata_x/vcpu/cpu.shares"), "77\n").unwrap();
+        let site = cpu_site(dir.path(), &vm("/pod/kata_x", "/pod/kata_x"), &Record::new("sb"));
+        assert_eq!(site.group.rel, std::path::Path::new("pod/kata_x/vcpu"));
+        assert!(site.is_adopted, "or its values would not be given back");
+        assert_eq!(site.own().unwrap().values["cpu.shares"], "77");
     }
 
     #[test]
