@@ -36,7 +36,7 @@ fn assert_stranger_is_put_back(env: &Env, file: &Path, number: impl Fn(&Sandbox)
     let mut sandbox = env.sandbox().start();
     let number = number(&sandbox);
     // An emulated CPU needs its time to end a VM and start a process.
-    let seconds = if std::env::var_os("KCH_TEST_VM").is_some() { 30 } else { 5 };
+    let seconds = if std::env::var_os("KCH_TEST_VM").is_some() { 15 } else { 5 };
     env.configure("deadline-ms = 60000\n");
     let trace = env.dir.join("trace");
     let delay = format!("inject=write:delay_enter={seconds}s:when=1");
