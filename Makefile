@@ -199,18 +199,33 @@ run: deps build ## the demonstration: a real QEMU placed and released, shown as 
 	chmod +x "$$job/run"
 	tests/vm/run '$(MODE)' "$$job"
 
-test: deps test-quick ## the tests on this host and in virtual machines with cgroup v1, hybrid, v2, and v2 under systemd
-	$(call IN_VMS,$(VM_MODES))
+test: deps ## the tests on this host and in virtual machines with cgroup v1, hybrid, v2, and v2 under systemd
+	@$(DO)
+	$(call HERE_AND_IN_VMS,$(VM_MODES))
 
 test-all: export KCH_PACKAGES = $(CURDIR)/build/packages
-test-all: deps packages test-quick ## the same, every other way a host can have its cgroups, the packages, the other architecture
-	$(CARGO) test --locked --lib --target $(FOREIGN)-unknown-linux-musl
-	$(call IN_VMS,$(VM_MODES_ALL))
-
-IN_VMS = KCH_VM_MODES='$(1)' $(CARGO) test --locked --test vm$(if $(CI), -- --show-output)
+test-all: deps packages ## the same, every other way a host can have its cgroups, the packages, the other architecture
+	@$(DO)
+	do_it $(CARGO) test --locked --lib --target $(FOREIGN)-unknown-linux-musl
+	$(call HERE_AND_IN_VMS,$(VM_MODES_ALL))
 
 test-quick: ## the tests on this host; what cannot run here says "skipped:" and why
-	$(CARGO) test --locked --no-fail-fast$(if $(CI), -- --show-output)
+	$(HERE)
+
+HERE = $(CARGO) test --locked --no-fail-fast$(if $(CI), -- --show-output)
+IN_VMS = env KCH_VM_MODES='$(1)' $(CARGO) test --locked --test vm
+
+# The tests here often wait: meanwhile the programs for the virtual machines are built. What is wrong with those is said when they are
+# to be run.
+define HERE_AND_IN_VMS
+	do_it $(CARGO) test --locked --no-run
+	$(call IN_VMS,$(1)) -- --list >/dev/null 2>&1 &
+	here=0
+	do_it $(HERE) || here=$$?
+	wait
+	[ "$$here" -eq 0 ] || exit "$$here"
+	do_it $(call IN_VMS,$(1))$(if $(CI), -- --show-output)
+endef
 
 check: cargo-deny ## format, lints, the oldest Rust promised, dependencies and their licences
 	@$(DO)

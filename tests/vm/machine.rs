@@ -20,8 +20,8 @@ const RUN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vm/run");
 /// Seconds that all of the cases may take in one mode: several times what they need on two idle CPUs.
 const TIMEOUT: &str = "2400";
 
-/// How long a VM may say nothing. The slowest case needs about a minute on an emulated CPU.
-const SILENCE: Duration = Duration::from_secs(240);
+/// How long a VM may say nothing. The slowest case needs about a quarter of a minute on an emulated CPU, one thing at a time.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// A VM that falls silent or ends before its job is no case's fault as long as the next one does neither: an emulator may hang or
 /// break down, which is seldom.

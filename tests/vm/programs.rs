@@ -88,7 +88,7 @@ impl Programs {
              mkdir -p '{parent}' && ln -sT /job/sources '{SOURCES}'\n\
              # Some tests want files that are root's, and change their mode.\n\
              cp -r /job/kata-cgroup-hook /job/programs /usr/local/lib/ && chown -R root:root /usr/local/lib\n\
-             export KCH_TEST_HOOK=/usr/local/lib/kata-cgroup-hook KCH_TEST_VM=1 KCH_TEST_STRIDE=48 KCH_SOAK_SECONDS=5\n",
+             export KCH_TEST_HOOK=/usr/local/lib/kata-cgroup-hook KCH_TEST_VM=1 KCH_TEST_STRIDE=96 KCH_SOAK_SECONDS=5\n",
             parent = Path::new(SOURCES).parent().unwrap().display(),
         );
         if std::env::var_os(PACKAGES).is_some() {
