@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testenv::*;
 
 const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/kubernetes");
@@ -91,9 +91,9 @@ fn wrong_in(object: &Value) -> Vec<String> {
 
 #[test]
 fn the_manifests_are_as_the_api_has_them() {
-    let kustomization = &objects("kustomization.yaml")[0];
+    let kustomization = &objects("install/kustomization.yaml")[0];
     let files: Vec<&str> = kustomization["resources"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();
-    let all: Vec<Value> = files.iter().flat_map(|file| objects(file)).collect();
+    let all: Vec<Value> = files.iter().flat_map(|file| objects(&format!("install/{file}"))).collect();
     assert_eq!(
         all.iter().map(|one| one["kind"].as_str().unwrap()).collect::<Vec<_>>(),
         ["Namespace", "ConfigMap", "DaemonSet"]
@@ -109,9 +109,9 @@ fn the_manifests_are_as_the_api_has_them() {
 
 #[test]
 fn what_the_manifests_name_is_there() {
-    let kustomization = &objects("kustomization.yaml")[0];
-    let (namespace, config, daemonset) =
-        (&objects("namespace.yaml")[0], &objects("config.yaml")[0], &objects("daemonset.yaml")[0]);
+    let kustomization = &objects("install/kustomization.yaml")[0];
+    let [namespace, config, daemonset] =
+        &["namespace", "config", "daemonset"].map(|name| objects(&format!("install/{name}.yaml"))[0].clone());
     assert_eq!(kustomization["namespace"], namespace["metadata"]["name"]);
     let (selector, template) = (&daemonset["spec"]["selector"]["matchLabels"], &daemonset["spec"]["template"]);
     assert_eq!(selector, &template["metadata"]["labels"]);
@@ -124,8 +124,9 @@ fn what_the_manifests_name_is_there() {
         assert!(volumes.iter().any(|volume| volume["name"] == mount["name"]), "{mount}");
     }
     assert!(volumes.iter().any(|volume| volume["configMap"]["name"] == config["metadata"]["name"]));
-    // What uninstall lays over it names the same object and container.
+    // What uninstall lays over it names the same object and container; and kustomize takes in no directory that it is itself in.
     let uninstall = &objects("uninstall/kustomization.yaml")[0];
+    assert_eq!(uninstall["resources"], json!(["../install"]));
     let patch = &objects(&format!("uninstall/{}", uninstall["patches"][0]["path"].as_str().unwrap()))[0];
     assert_eq!((&patch["kind"], &patch["metadata"]["name"]), (&daemonset["kind"], &daemonset["metadata"]["name"]));
     assert_eq!(patch["metadata"]["namespace"], kustomization["namespace"]);
@@ -135,7 +136,7 @@ fn what_the_manifests_name_is_there() {
 #[test]
 fn the_configuration_is_one_that_the_hook_takes() {
     let Some(env) = Env::new() else { return };
-    let text = objects("config.yaml")[0]["data"]["config.toml"].as_str().unwrap().to_owned();
+    let text = objects("install/config.yaml")[0]["data"]["config.toml"].as_str().unwrap().to_owned();
     let file = env.dir.join("config.toml");
     write_file(&file, 0o644, &text);
     let state = env.bundle().state(1);
