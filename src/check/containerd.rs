@@ -122,8 +122,7 @@ impl Containerd {
 /// Whether containerd runs the hook.
 pub(super) fn check(containerd: Option<&Containerd>, path: &Path) -> Check {
     const ID: &str = "registration.containerd";
-    const FIX: &str =
-        "give it a base_runtime_spec as in README.md, \"Install and register\", unless NRI's hook injector is in use";
+    const FIX: &str = "give it a base_runtime_spec as in docs/installation.md, unless NRI's hook-injector is in use";
     let Some(containerd) = containerd else {
         return Check::skipped(ID, format!("no {}", shown(path)), "");
     };

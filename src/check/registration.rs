@@ -183,7 +183,7 @@ pub(super) fn anywhere(places: &[(&str, Option<&Found>)]) -> Check {
         None => Check::failure(
             ID,
             "no hooks.d directory and no base specification of containerd's names this hook: no engine runs it",
-            "make install, and for containerd a base_runtime_spec as in README.md, \"Install and register\"",
+            "make install, then register it with the engine that runs here, as docs/installation.md says",
         ),
     }
 }

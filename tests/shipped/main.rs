@@ -8,8 +8,12 @@
 mod completions;
 mod config_file;
 mod install;
+mod links;
 mod man_page;
+mod registration;
 mod retire;
+#[path = "../testenv/schema.rs"]
+mod schema;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -22,7 +22,15 @@ impl Podman<'_> {
         runtimes
     }
 
+    /// With the hooks as they are in the sources.
     pub(crate) fn command(&self) -> Command {
+        let mut command = self.plain();
+        command.args(["--hooks-dir", concat!(env!("CARGO_MANIFEST_DIR"), "/hooks.d")]);
+        command
+    }
+
+    /// With the hooks of this host.
+    pub(crate) fn plain(&self) -> Command {
         let dir = |name: &str| self.env.dir.join(name).display().to_string();
         let systemd = Path::new("/run/systemd/system").is_dir();
         let mut command = Command::new("podman");
@@ -37,7 +45,6 @@ impl Podman<'_> {
             "file",
         ]);
         command.args(["--cgroup-manager", if systemd { "systemd" } else { "cgroupfs" }, "--runtime", self.runtime]);
-        command.args(["--hooks-dir", concat!(env!("CARGO_MANIFEST_DIR"), "/hooks.d")]);
         command.env("TMPDIR", &self.env.dir);
         command
     }

@@ -1,4 +1,5 @@
-//! Whether JSON is as its schema in docs/ has it, as far as our schemas go: a word of theirs that is not known here is an error too.
+//! Whether JSON is as its schema in docs/ or tests/fixtures/registration/ has it, as far as these schemas go: a word of theirs that is
+//! not known here is an error too.
 
 use serde_json::Value;
 
@@ -26,6 +27,13 @@ fn validate(schema: &Value, value: &Value, place: &str, errors: &mut Vec<String>
                 Value::Array(types) => types.iter().any(|one| is_of(one, value, place)),
                 one => is_of(one, value, place),
             },
+            "additionalProperties" => {
+                assert_eq!(rule, false, "{place}: {word} is not known to the tests otherwise");
+                let known = schema.get("properties").and_then(Value::as_object);
+                let is_known = |key: &String| known.is_some_and(|known| known.contains_key(key));
+                value.as_object().is_none_or(|object| object.keys().all(is_known))
+            }
+            "minProperties" => value.as_object().is_none_or(|object| object.len() as u64 >= rule.as_u64().unwrap()),
             "minItems" => value.as_array().is_some_and(|items| items.len() as u64 >= rule.as_u64().unwrap()),
             "required" => {
                 !value.is_object() || rule.as_array().unwrap().iter().all(|key| value.get(key.as_str().unwrap()).is_some())
