@@ -14,14 +14,19 @@ use testenv::*;
 const INSTALLATION: &str = include_str!("../docs/installation.md");
 const CONFIG: &str = "/etc/kata-cgroup-hook/config.toml";
 const USR: [&str; 2] = ["/usr/libexec/oci/hooks.d/kata-cgroup-hook", "/usr/share/containers/oci/hooks.d"];
+const PODMAN: &str = "/etc/containers/containers.conf.d/50-kata-cgroup-hook.conf";
 const OWN: [&str; 2] = ["/opt/kata-cgroup-hook/kata-cgroup-hook", "/etc/containers/oci/hooks.d"];
 
-/// The commands below a heading, block by block.
+/// What is shown below a heading in this language, block by block.
+fn blocks(heading: &str, language: &str) -> Vec<&'static str> {
+    let is_it = |section: &&str| section.trim_start_matches('#').trim_start().starts_with(heading);
+    let section = INSTALLATION.split("\n#").find(is_it).unwrap();
+    let blocks = section.split("```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
 fn commands(heading: &str) -> Vec<&'static str> {
-    let section =
-        INSTALLATION.split("\n#").find(|section| section.trim_start_matches('#').trim_start().starts_with(heading)).unwrap();
-    let blocks = section.split("```sh\n").skip(1);
-    blocks.map(|block| block.split("```").next().unwrap()).collect()
+    blocks(heading, "sh")
 }
 
 /// The sources after `make build`, and podman on storage of this environment's.
@@ -102,7 +107,10 @@ fn by_hand_it_is_installed_looked_at_and_taken_away_as_the_documentation_shows()
     assert!(!Path::new(USR[0]).exists() && fs::read_dir(USR[1]).unwrap().next().is_none());
 
     host.run(commands("1.")[1]);
+    fs::create_dir_all(Path::new(PODMAN).parent().unwrap()).unwrap();
+    write_file(Path::new(PODMAN), 0o644, blocks("podman", "toml")[0]);
     host.assert_fired(OWN[0]);
+    fs::remove_file(PODMAN).unwrap();
     fs::remove_dir_all(OWN[1]).unwrap();
     fs::remove_dir_all(Path::new(OWN[0]).parent().unwrap()).unwrap();
     fs::remove_file(CONFIG).unwrap();
