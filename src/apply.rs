@@ -18,6 +18,7 @@ use crate::cgroup::mounts::Version;
 use crate::cgroup::site::{Level, Site};
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
+use crate::order;
 use crate::plan::Step;
 use crate::proc::Proc;
 
@@ -270,7 +271,7 @@ impl Apply<'_> {
         }
         done.moved += written.len();
         // Undone last first, and processes must go back before threads here too: each takes all its threads along.
-        written.sort_by_key(|(step, _)| step.file == "cgroup.procs");
+        order::sort_by_key(&mut written, |(step, _)| step.file == "cgroup.procs");
         for (step, from) in &written {
             let from = (*from).clone().unwrap_or_else(|| GroupPath::new(&step.to.hierarchy, ""));
             done.undo.push(Undo::MoveBack((*step).clone(), from));
@@ -357,7 +358,7 @@ impl Apply<'_> {
                 return Ok(());
             }
             // Ourselves first: while we are in it, it cannot go.
-            members.sort_by_key(|member| *member != own);
+            order::sort_by_key(&mut members, |member| *member != own);
             self.deadline.check("empty a group")?;
             let writer = match nearest_standing(target)?.writer(file) {
                 // It went just now: the next above takes them.

@@ -29,7 +29,7 @@
 //! | [`cgroup`] | mounts, path (the names), group (one of them), site (what stands where ours are to be), v1 and v2 (where they are to be: sites; what they are to hold: values), settings, demand, cpulist, file, leftover (what stands of ours in the end), orphan (what no record knows) |
 //! | [`plan`], [`apply`], [`record`] | as in the picture |
 //! | [`proc`], [`foreign`], [`sys`] | the one reader of /proc; reading files that others wrote; the system calls by hand |
-//! | [`log`], [`error`], [`deadline`] | the log line; what can go wrong; how much time is left |
+//! | [`log`], [`error`], [`deadline`], [`order`] | the log line; what can go wrong; how much time is left; short lists in order |
 
 // Nothing that comes from outside may end in a panic; tests may fail loudly.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
@@ -47,6 +47,7 @@ pub mod log;
 #[cfg(test)]
 mod messages;
 pub mod oci;
+pub mod order;
 pub mod plan;
 pub mod proc;
 pub mod record;

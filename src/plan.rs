@@ -15,6 +15,7 @@ use crate::cgroup::settings::{Assignment, Settings};
 use crate::cgroup::site::{Level, Site};
 use crate::cgroup::{self, Part, file};
 use crate::error::Error;
+use crate::order;
 use crate::vmm::kinds::Role;
 use crate::vmm::{Member, Thread, Vm};
 
@@ -116,7 +117,7 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
                 moves.push(Step::MoveProcess { pid, start, to: to.unwrap_or(&site.group).clone(), from });
                 let leaving = |thread: &&Thread| to.is_some() && !vm.is_vcpu(thread.tid);
                 let mut others: Vec<&Thread> = member.threads.iter().filter(leaving).collect();
-                others.sort_by_key(|thread| thread.tid == pid);
+                order::sort_by_key(&mut others, |thread| thread.tid == pid);
                 for thread in others {
                     moves.push(move_thread(member, thread, &site.group, Some(origin(member, Some(thread), site)?)));
                 }

@@ -13,6 +13,7 @@ use crate::cgroup::site::{self, Level};
 use crate::cgroup::v2::{sites, values};
 use crate::cgroup::{Controller, Part, file, v1};
 use crate::error::Error;
+use crate::order;
 use crate::record::{Record, RecordedGroup, RecordedProcess};
 
 /// What is left of a sandbox in one hierarchy.
@@ -50,7 +51,7 @@ pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: 
         }
     }
     // A domain goes after the group within it.
-    candidates.sort_by_key(|(path, part)| path.hierarchy.version == Version::V2 && *part == Part::Unconstrained);
+    order::sort_by_key(&mut candidates, |(path, part)| path.hierarchy.version == Version::V2 && *part == Part::Unconstrained);
     let mut leftovers = Vec::new();
     for (group, part) in candidates {
         let left = match (group.hierarchy.version, part) {
@@ -263,7 +264,7 @@ pub fn restorations(record: &Record, mounts: &Mounts) -> Result<Vec<Assignment>,
             of_group.extend(value.map(|value| (group.clone(), file, value)));
         }
         // Never looser in between than before or after, as when they were set: a longer period goes first, a shorter one last.
-        of_group.sort_by_key(|(_, file, _)| is_shorter && *file == file::PERIOD);
+        order::sort_by_key(&mut of_group, |(_, file, _)| is_shorter && *file == file::PERIOD);
         steps.extend(of_group);
     }
     Ok(steps)

@@ -26,6 +26,7 @@ use settings::{Limit, Settings};
 use site::{Level, Site};
 
 use crate::error::Error;
+use crate::order;
 use crate::record::Record;
 use crate::vmm::Vm;
 
@@ -74,7 +75,7 @@ pub fn survey(mounts: &Mounts, path: &SandboxPath, domain: Domain, vm: &Vm, reco
     if let Some(hierarchy) = mounts.v2() {
         sites.extend(v2::sites::survey(hierarchy, path, domain, vm, record)?);
     }
-    sites.sort_by_key(|site| site.part == Part::Constrained);
+    order::sort_by_key(&mut sites, |site| site.part == Part::Constrained);
     Ok(sites)
 }
 

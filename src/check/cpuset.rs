@@ -8,6 +8,7 @@ use crate::cgroup::Controller;
 use crate::cgroup::mounts::{Mounts, Version};
 use crate::check::{Check, Unread, read, some};
 use crate::error::errno_of;
+use crate::order;
 
 /// How deep pods lie: kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice.
 const DEPTH: usize = 3;
@@ -57,7 +58,7 @@ fn groups_in(dir: &Path) -> Result<Vec<PathBuf>, Unread> {
     };
     let dirs = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     let mut groups: Vec<PathBuf> = dirs.map(|entry| entry.path()).collect();
-    groups.sort();
+    order::sort(&mut groups);
     Ok(groups)
 }
 

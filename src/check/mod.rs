@@ -25,8 +25,8 @@ use nix::sys::stat::Mode;
 use serde::Serialize;
 
 use crate::cgroup::mounts::Mounts;
-use crate::foreign;
 use crate::proc::Proc;
+use crate::{foreign, order};
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -215,7 +215,7 @@ fn list(dir: &Path, ending: &str) -> Result<Vec<PathBuf>, Unread> {
     };
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     let mut paths: Vec<PathBuf> = paths.filter(|path| path.as_os_str().as_bytes().ends_with(ending.as_bytes())).collect();
-    paths.sort();
+    order::sort(&mut paths);
     Ok(paths)
 }
 

@@ -18,6 +18,7 @@ use crate::commands::subject::Subject;
 use crate::error::Error;
 use crate::oci::bundle::{self, Bundle};
 use crate::oci::sandbox::{Role, Sandbox};
+use crate::order;
 use crate::record::{Container, Record};
 use crate::vmm::Vm;
 
@@ -53,7 +54,7 @@ pub(super) fn join_siblings(run: &Run, record: &mut Record, path: &Path, vm: &Vm
     let mut siblings: Vec<_> = siblings.into_iter().filter_map(|path| Some((changed(&path)?, path))).collect();
     // Whole seconds on both clocks.
     siblings.retain(|(changed, _)| changed + 1 >= born);
-    siblings.sort();
+    order::sort(&mut siblings);
     for (_, path) in siblings {
         let id = bundle::name_of(&path);
         let Ok(bundle) = Bundle::read(&path) else { continue };

@@ -23,6 +23,7 @@ use crate::config::{Config, Mode};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::log::{Outcome, Report};
+use crate::order;
 use crate::plan::Step;
 use crate::record::{Progress, Record, RecordedGroup, Store};
 use crate::vmm::runtime::RuntimeDirs;
@@ -73,7 +74,7 @@ impl<'a> Tour<'a> {
 
     fn sandboxes(&mut self) {
         let mut ids = self.store.as_ref().map_or(Vec::new(), Store::sandboxes);
-        ids.sort();
+        order::sort(&mut ids);
         let is_last = self.options.release_all;
         for id in ids {
             self.each(&id, |run, store| sandbox(run, store, &id, is_last));

@@ -5,6 +5,7 @@
 use std::fmt::Write;
 
 use crate::commands::printable;
+use crate::order;
 use crate::status::words::{self, Look};
 use crate::status::{Sandbox, Verdict};
 
@@ -33,7 +34,7 @@ pub fn draw(sandboxes: &[Sandbox], look: Look) -> String {
         return "no VM sandbox on this host\n".to_owned();
     }
     let mut sorted: Vec<&Sandbox> = sandboxes.iter().collect();
-    sorted.sort_by_key(|sandbox| sandbox.verdict);
+    order::sort_by_key(&mut sorted, |sandbox| sandbox.verdict);
     let rows: Vec<Cells> = sorted.iter().map(|sandbox| cells(sandbox)).collect();
     let widths = widths(&rows, look);
     let mut text = line(&HEADINGS.map(str::to_owned), &widths, look, |cell| cell);
@@ -86,7 +87,7 @@ fn widths(rows: &[Cells], look: Look) -> [usize; HEADINGS.len()] {
 /// How short ids may become so that each can still be told from the others.
 fn shortest_distinct(rows: &[Cells], look: Look) -> usize {
     let mut ids: Vec<&str> = rows.iter().map(|row| row[ID].as_str()).collect();
-    ids.sort_unstable();
+    order::sort(&mut ids);
     let in_common = |(one, other): (&&str, &&str)| one.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
     let longest = ids.iter().zip(ids.iter().skip(1)).map(in_common).max().unwrap_or(0);
     SHORTEST_ID.max(longest + 1 + look.more().chars().count())

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::cgroup::Part;
 use crate::commands::printable;
-use crate::foreign;
 use crate::status::words::{self, Look};
 use crate::status::{Group, Sandbox, Source, Thread, ThreadRole, Verdict};
+use crate::{foreign, order};
 
 /// How wide the words before the facts are, with a gap.
 const WORD: usize = 11;
@@ -78,7 +78,7 @@ fn alike(groups: &[Group]) -> Vec<Vec<&Group>> {
         }
     }
     // First what is limited, last what is somebody else's.
-    alike.sort_by_key(|same| same.first().map(|group| (!group.is_own, group.role != Part::Constrained)));
+    order::sort_by_key(&mut alike, |same| same.first().map(|group| (!group.is_own, group.role != Part::Constrained)));
     alike
 }
 

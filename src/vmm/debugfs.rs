@@ -14,9 +14,8 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{FsType, fstatfs};
 
-use crate::foreign;
 use crate::proc::number;
-use crate::sys;
+use crate::{foreign, order, sys};
 
 /// DEBUGFS_MAGIC (linux/magic.h).
 const MAGIC: i64 = 0x6462_6720;
@@ -81,7 +80,7 @@ impl Debugfs {
             let tid = foreign::read_kernels(file, 64, number)?.ok_or(Errno::EINVAL)?;
             vcpus.push(Vcpu { index, tid });
         }
-        vcpus.sort_by_key(|vcpu| vcpu.index);
+        order::sort_by_key(&mut vcpus, |vcpu| vcpu.index);
         Ok(vcpus)
     }
 }

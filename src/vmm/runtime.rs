@@ -16,10 +16,10 @@ use oci_spec::runtime::LinuxCpu;
 use serde::Deserialize;
 
 use crate::error::errno_of;
-use crate::foreign;
 use crate::oci::state::is_id;
 use crate::proc::number;
 use crate::vmm::kinds::Role;
+use crate::{foreign, order};
 
 /// The runtime directories of one sandbox, under each of the configured roots that has one.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl RuntimeDirs {
                 }
             }
         }
-        said.claims.sort_by_key(|claim| claim.role != Role::Vmm);
+        order::sort_by_key(&mut said.claims, |claim| claim.role != Role::Vmm);
         said
     }
 }
