@@ -109,6 +109,39 @@ fn owned(returned: libc::c_long) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The unwinder (Itanium C++ ABI, 1.2) of the binary that ships, which never unwinds: a panic says where it was, and is an abort.
+///
+/// A backtrace beside that would be numbers, since there are no symbols. In search of some, 300 kB of the standard library and of
+/// libunwind would walk the stack, inflate debug information and unmangle names. A linker takes what it finds first: with this it has
+/// no use for all that, and leaves it out. Tests unwind, and are linked with the real one.
+#[cfg(panic = "abort")]
+mod unwinder {
+    use nix::libc::{c_int, c_void};
+
+    /// No frame, and with that the end of the stack.
+    // SAFETY: the ABI's name and arguments, of which it uses none; nothing else that is linked has this name, or linking would fail.
+    #[unsafe(export_name = "_Unwind_Backtrace")]
+    extern "C" fn backtrace(_each: *const c_void, _argument: *mut c_void) -> c_int {
+        5
+    }
+
+    macro_rules! never_called {
+        ($($name:literal)*) => { $(const _: () = {
+            // SAFETY: as above; it takes no argument and does not return, whatever it is called with.
+            #[unsafe(export_name = $name)]
+            extern "C" fn never_called() -> ! {
+                std::process::abort()
+            }
+        };)* };
+    }
+
+    // What functions that were compiled to be unwound refer to, beside their way out of a panic.
+    never_called! {
+        "_Unwind_Resume" "_Unwind_GetIPInfo" "_Unwind_GetDataRelBase" "_Unwind_GetTextRelBase"
+        "_Unwind_GetLanguageSpecificData" "_Unwind_GetRegionStart" "_Unwind_SetGR" "_Unwind_SetIP"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
