@@ -54,7 +54,8 @@ impl Host<'_> {
     }
 
     fn output(&self, commands: &str) -> Output {
-        let path = format!("{}:{}", self.env.dir.join("bin").display(), std::env::var("PATH").unwrap());
+        let own = Path::new(OWN[0]).parent().unwrap().display();
+        let path = format!("{}:{}:{own}", self.env.dir.join("bin").display(), std::env::var("PATH").unwrap());
         Command::new("sh").args(["-euc", commands]).current_dir(&self.env.dir).env("PATH", path).output().unwrap()
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::check::registration::{Asked, Found, Hook, NAME};
-use crate::check::{Check, Unread, list, read, shown, some};
+use crate::check::{Check, State, Unread, list, read, shown, some};
 
 /// The hooks of ours in these directories: of two files of one name the one in the later directory counts.
 pub(super) fn survey(dirs: &[PathBuf], asked: &Asked) -> Found {
@@ -88,11 +88,19 @@ fn ever_applies(when: &Value) -> bool {
     ["always", "annotations", "commands", "hasBindMounts"].iter().any(|key| holds(key))
 }
 
-/// podman's directories, which CRI-O and NRI's hook injector read too.
+/// The directories that NRI's hook-injector reads. podman and CRI-O read just the first by themselves (seen with podman 4.3.1; for CRI-O
+/// there is a check of its own).
 pub(super) fn check(found: &Found, dirs: &[PathBuf]) -> Check {
     const ID: &str = "registration.hooks.d";
     if found.is_any() {
-        return found.check(ID);
+        let check = found.check(ID);
+        let is_read_by_default = |file: &PathBuf| dirs.first().is_some_and(|dir| file.starts_with(dir));
+        return if check.state == State::Ok && !found.files.iter().any(is_read_by_default) {
+            let detail = format!("{}: podman reads that directory only where it is told to", check.detail);
+            Check::warning(ID, detail, "for podman, name it in hooks_dir of containers.conf (docs/installation.md)")
+        } else {
+            check
+        };
     }
     match found.unread.first() {
         Some(unread) => Check::skipped(ID, unread.why.clone(), "run it as root, or put that right"),
@@ -108,7 +116,6 @@ pub(super) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::check::State;
 
     pub(in crate::check) fn asked() -> Asked<'static> {
         Asked { binary: Path::new("/none"), deadline: Duration::from_secs(5) }
@@ -214,6 +221,19 @@ pub(super) mod tests {
         install(&dirs[1], "/none/kata-cgroup-hook");
         assert_eq!(looked_at(&dirs).state, State::Failure);
         let turned = [dirs[1].clone(), dirs[0].clone()];
-        assert_eq!(looked_at(&turned).state, State::Ok);
+        assert_ne!(looked_at(&turned).state, State::Failure);
+    }
+
+    #[test]
+    fn files_that_are_in_the_second_directory_alone_are_not_read_by_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = [dir.path().join("usr"), dir.path().join("etc")];
+        let path = executable(dir.path());
+        install(&dirs[1], &path);
+        let check = looked_at(&dirs);
+        assert!(check.state == State::Warning && check.detail.contains("only where it is told to"), "{check:?}");
+        install(&dirs[0], &path);
+        std::fs::remove_file(dirs[1].join(format!("{NAME}-poststop.json"))).unwrap();
+        assert_eq!(looked_at(&dirs).state, State::Ok);
     }
 }
