@@ -121,7 +121,9 @@ fn many_at_once(name: &str, times: usize) -> Vec<report::AtOnce> {
     for _ in 0..times {
         for (index, subject) in all[0].iter().enumerate() {
             let mut took = at_once(all.iter().map(|subjects| &subjects[index]).collect());
-            env.log.take();
+            // A release that is over its deadline says so nowhere else.
+            let logged: Vec<String> = env.log.take().iter().map(|line| line.get("result").to_owned()).collect();
+            assert!(logged.iter().all(|result| Some(result.as_str()) == subject.logs), "{}: {logged:?}", subject.name);
             took.sort_unstable();
             let (median, slowest) = (took[took.len() / 2], took[took.len() - 1]);
             match found.iter_mut().find(|known| known.subject == subject.name) {

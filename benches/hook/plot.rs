@@ -18,7 +18,10 @@ pub(crate) fn of(report: &Report) -> String {
         let figures: Vec<&Figure> = report.figures.iter().filter(|figure| figure.spell == spell && figure.vcpus == 2).collect();
         let longest = figures.iter().map(|figure| figure.p90).fold(1.0, f64::max);
         y += 20.0;
-        let _ = writeln!(body, r#"<text x="{LEFT}" y="{y}" class="head">{spell}: microseconds, median and 10 to 90 %</text>"#);
+        let _ = writeln!(
+            body,
+            r#"<text x="{LEFT}" y="{y}" class="head">{spell}: microseconds, the median and from 10 to 90 %, with so many processes</text>"#
+        );
         for row in ROWS {
             y += 8.0;
             for figure in figures.iter().filter(|figure| figure.subject == row) {

@@ -134,6 +134,11 @@ impl Report {
         goals
     }
 
+    /// How much longer it takes to place many vCPUs than two.
+    fn growth_with_vcpus(&self, spell: Spell) -> f64 {
+        self.find(PROCESSES[0], MANY_VCPUS, spell, PLACE).median / self.median(spell, PLACE)
+    }
+
     pub(crate) fn json(&self) -> Value {
         let times = self.figures.iter().map(|figure| {
             json!({
@@ -153,12 +158,14 @@ impl Report {
             let (median, slowest) = found.milliseconds();
             json!({ "sandboxes": MANY_SANDBOXES, "subject": found.subject, "median_ms": median, "slowest_ms": slowest })
         });
+        let growth = Spell::BOTH.map(|spell| (spell.to_string(), Value::from(self.growth_with_vcpus(spell))));
         let goals = self.goals().into_iter().map(|goal| {
             json!({ "goal": goal.what, "is": goal.is, "at_most": goal.at_most, "unit": goal.unit.trim(), "reached": goal.is_reached() })
         });
         json!({
             "machine": machine(), "kvm": self.kvm, "runs": self.runs, "binary_bytes": self.size,
             "times": times.collect::<Vec<_>>(), "counts": counts.collect::<Vec<_>>(),
+            "place_with_many_vcpus_to_two": serde_json::Map::from_iter(growth),
             "at_once": at_once.collect::<Vec<_>>(), "goals": goals.collect::<Vec<_>>(),
         })
     }
@@ -227,6 +234,8 @@ impl fmt::Display for Report {
             let (median, slowest) = found.milliseconds();
             writeln!(f, "  {:<31}{median:>8.0}{slowest:>8.0}", found.subject)?;
         }
+        let [warm, cold] = Spell::BOTH.map(|spell| self.growth_with_vcpus(spell));
+        writeln!(f, "\n{MANY_VCPUS} vCPUs are placed in {warm:.2} times the time of 2, cold {cold:.2}")?;
         writeln!(f, "\nto reach")?;
         for goal in self.goals() {
             let mark = if goal.is_reached() { "reached" } else { "MISSED" };
