@@ -75,10 +75,41 @@ impl<'a> Starts<'a> {
     }
 }
 
+/// The threads of a process, listed once: as long as it is the same process, a number in there is no stranger's.
+struct Listed<'a> {
+    apply: &'a Apply<'a>,
+    known: HashMap<(i32, u64), HashSet<i32>>,
+}
+
+impl<'a> Listed<'a> {
+    fn new(apply: &'a Apply) -> Self {
+        Self { apply, known: HashMap::new() }
+    }
+
+    /// None of a process that is gone. One that cannot be looked at is not taken for gone.
+    fn of(&mut self, (pid, start): (i32, u64)) -> Result<&HashSet<i32>, Error> {
+        let vacant = match self.known.entry((pid, start)) {
+            Entry::Occupied(known) => return Ok(known.into_mut()),
+            Entry::Vacant(vacant) => vacant,
+        };
+        let listed = self.apply.proc.process(pid).and_then(|process| {
+            let Some(process) = process else { return Ok(Vec::new()) };
+            if process.thread_stat(pid)?.start == start { process.threads() } else { Ok(Vec::new()) }
+        });
+        let listed = match listed {
+            Err(Errno::ENOENT | Errno::ESRCH) => Vec::new(),
+            listed => listed.map_err(|errno| self.apply.unread(pid, errno))?,
+        };
+        Ok(vacant.insert(listed.into_iter().collect()))
+    }
+}
+
 /// One write of a number into a group.
 #[derive(Debug, Clone)]
 struct Move {
-    /// The process or thread.
+    /// The process, and when it started.
+    process: (i32, u64),
+    /// It, or a thread of it.
     id: i32,
     start: u64,
     to: GroupPath,
@@ -100,8 +131,7 @@ pub struct Apply<'a> {
 impl Apply<'_> {
     /// Does the steps of placing; the first failure ends it.
     pub fn place(&self, steps: &[Step], done: &mut Done) -> Result<Applied, Error> {
-        let is_move = |step: &&Step| matches!(step, Step::MoveProcess { .. } | Step::MoveThread { .. });
-        for step in steps.iter().filter(|step| !is_move(step)) {
+        for step in steps.iter().filter(|step| !step.is_move()) {
             let applied = match step {
                 Step::Create(group) => self.create(group, done)?,
                 Step::Set { group, file, value } => self.set(group, file, value, done)?,
@@ -223,19 +253,10 @@ impl Apply<'_> {
 
     fn set(&self, path: &GroupPath, file: &'static str, value: &str, done: &mut Done) -> Result<Applied, Error> {
         self.deadline.check("set limits")?;
-        let Some(group) = path.open()? else {
-            return Ok(Applied::Overtaken);
-        };
-        let before =
-            match value_of(&group, path.hierarchy.version, file).and_then(|before| group.write(file, value).map(|()| before)) {
-                Err(error) if error.is_gone() => return Ok(Applied::Overtaken),
-                before => before?,
-            };
-        done.set += 1;
-        if let Some(value) = before.and_then(|before| file::restoring(file, &before, value)) {
-            done.undo.push(Undo::Restore { group: path.clone(), file, value });
+        match write_over(path, file, value, done) {
+            Err(error) if error.is_gone() => Ok(Applied::Overtaken),
+            written => written,
         }
-        Ok(Applied::Whole)
     }
 
     /// All moves back to back, with nothing read in between.
@@ -243,14 +264,14 @@ impl Apply<'_> {
         let mut writers: HashMap<(PathBuf, &str), Writer> = HashMap::new();
         for (step, _) in moves {
             if let Entry::Vacant(vacant) = writers.entry((step.to.absolute(), step.file)) {
-                let Some(group) = step.to.open()? else { return Ok(Applied::Overtaken) };
-                vacant.insert(group.writer(step.file)?);
+                let Some(writer) = step.to.writer(step.file)? else { return Ok(Applied::Overtaken) };
+                vacant.insert(writer);
             }
         }
         let mut ready: Vec<(&Move, &Option<GroupPath>, String, Option<&Writer>)> = Vec::with_capacity(moves.len());
-        let mut before = Starts::new(self);
+        let mut listed = Listed::new(self);
         for (step, from) in moves {
-            if before.of(step.id)? == Some(step.start) {
+            if listed.of(step.process)?.contains(&step.id) {
                 ready.push((step, from, step.id.to_string(), writers.get(&(step.to.absolute(), step.file))));
             }
         }
@@ -445,11 +466,12 @@ impl Apply<'_> {
 fn as_move(step: &Step) -> Option<(Move, Option<GroupPath>)> {
     match step {
         Step::MoveProcess { pid, start, to, from } => {
-            let step = Move { id: *pid, start: *start, to: to.clone(), file: "cgroup.procs" };
+            let step = Move { process: (*pid, *start), id: *pid, start: *start, to: to.clone(), file: "cgroup.procs" };
             Some((step, from.clone()))
         }
-        Step::MoveThread { tid, thread_start, to, from, .. } => {
-            let step = Move { id: *tid, start: *thread_start, to: to.clone(), file: to.threads_file() };
+        Step::MoveThread { pid, tid, start, thread_start, to, from } => {
+            let file = to.threads_file();
+            let step = Move { process: (*pid, *start), id: *tid, start: *thread_start, to: to.clone(), file };
             Some((step, from.clone()))
         }
         _ => None,
@@ -474,11 +496,26 @@ fn passes_nothing_on(group: &Group) -> bool {
     group.read(file::SUBTREE).is_ok_and(|controllers| controllers.is_empty())
 }
 
-/// What stands in a file, in words that can be written there again: for an empty v2 list what it comes to, since threads may be in
-/// the group, under which a list cannot be emptied.
-fn value_of(group: &Group, version: Version, file: &str) -> Result<Option<String>, Error> {
+/// Writes a value, and keeps in mind the one before it.
+fn write_over(path: &GroupPath, file: &'static str, value: &str, done: &mut Done) -> Result<Applied, Error> {
+    // What this run has made goes as a whole.
+    let is_made = done.made.iter().any(|(made, _)| *made == path.absolute());
+    let before = if is_made { None } else { value_of(path, file)? };
+    let Some(writer) = path.writer(file)? else { return Ok(Applied::Overtaken) };
+    writer.write(value)?;
+    done.set += 1;
+    if let Some(value) = before.and_then(|before| file::restoring(file, &before, value)) {
+        done.undo.push(Undo::Restore { group: path.clone(), file, value });
+    }
+    Ok(Applied::Whole)
+}
+
+/// What stands in a file of a group, in words that can be written there again: for an empty v2 list what it comes to, since threads
+/// may be in the group, under which a list cannot be emptied.
+fn value_of(path: &GroupPath, file: &str) -> Result<Option<String>, Error> {
+    let Some(group) = path.open()? else { return Ok(None) };
     let value = group.read_if_there(file)?;
-    match file::effective(file).filter(|_| version == Version::V2 && value.as_deref() == Some("")) {
+    match file::effective(file).filter(|_| path.hierarchy.version == Version::V2 && value.as_deref() == Some("")) {
         Some(effective) => group.read_if_there(effective),
         None => Ok(value),
     }
@@ -491,7 +528,7 @@ fn children(group: &GroupPath) -> Vec<GroupPath> {
 }
 
 fn write_if_standing(path: &GroupPath, file: &str, value: &str) -> Result<(), Error> {
-    path.open()?.map_or(Ok(()), |group| group.write(file, value))
+    path.writer(file)?.map_or(Ok(()), |writer| writer.write(value))
 }
 
 fn ignoring_the_dead(result: Result<(), Error>) -> Result<(), Error> {

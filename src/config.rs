@@ -76,20 +76,20 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads the configuration: `named` must be there, the file at [`PATH`] need not. `owner` is whose it must be: root's if we are
-    /// root; for anybody else it is of no consequence who wrote it, and what he may not read is not for him.
-    pub fn load(named: Option<&Path>, owner: Option<u32>) -> Result<Self, Error> {
+    /// Reads the configuration: `named` must be there, the file at [`PATH`] need not. It must be `owner`'s, root's, if we are root, which
+    /// is asked only where that matters; for anybody else it is of no consequence who wrote it, and what he may not read is not for him.
+    pub fn load(named: Option<&Path>, owner: u32, is_root: impl Fn() -> bool) -> Result<Self, Error> {
         let path = named.unwrap_or(Path::new(PATH));
         // A link is followed here: it is root who chose the path, and what it leads to must be root's as well.
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let opened = openat(AT_FDCWD, path, flags, nix::sys::stat::Mode::empty());
         let (bytes, stat) = match opened.and_then(|file| foreign::read_open(&file.into(), 1 << 20)) {
             Err(Errno::ENOENT) if named.is_none() => return Ok(Self::default()),
-            Err(Errno::EACCES) if owner.is_none() => return Ok(Self::default()),
+            Err(Errno::EACCES) if !is_root() => return Ok(Self::default()),
             read => read.map_err(|errno| Error::path("read", path, errno))?,
         };
         let wrong = |why: String| Error::Config { path: path.to_path_buf(), why };
-        if owner.is_some_and(|owner| !foreign::is_only_of(&stat, owner)) {
+        if !foreign::is_only_of(&stat, owner) && is_root() {
             let mode = stat.st_mode & 0o7777;
             return Err(wrong(format!(
                 "owned by uid {} with mode {mode:04o}: only root may write it (chown root, chmod go-w)",
@@ -299,12 +299,12 @@ mod tests {
         let chmod = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
 
         chmod(0o644);
-        assert_eq!(Config::load(Some(&path), Some(us)).unwrap().mode, Mode::Off);
-        assert!(Config::load(Some(&path), Some(us + 1)).unwrap_err().to_string().contains("only root may write it"));
+        assert_eq!(Config::load(Some(&path), us, || true).unwrap().mode, Mode::Off);
+        assert!(Config::load(Some(&path), us + 1, || true).unwrap_err().to_string().contains("only root may write it"));
         chmod(0o664);
-        assert!(Config::load(Some(&path), Some(us)).unwrap_err().to_string().contains("mode 0664"));
-        assert_eq!(Config::load(Some(&path), None).unwrap().mode, Mode::Off);
-        let gone = Config::load(Some(&dir.path().join("gone")), Some(us)).unwrap_err().to_string();
+        assert!(Config::load(Some(&path), us, || true).unwrap_err().to_string().contains("mode 0664"));
+        assert_eq!(Config::load(Some(&path), us + 1, || false).unwrap().mode, Mode::Off);
+        let gone = Config::load(Some(&dir.path().join("gone")), us, || true).unwrap_err().to_string();
         assert!(gone.contains("ENOENT"), "{gone}");
     }
 }

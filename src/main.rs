@@ -19,7 +19,9 @@ fn main() -> ExitCode {
         Err(why) => Exit::usage(&why),
     };
     // Written whole and at once: a closed stdout or stderr is the caller's wish, not our failure.
-    let _ = std::io::stdout().write_all(exit.stdout.as_bytes());
+    if !exit.stdout.is_empty() {
+        let _ = std::io::stdout().write_all(exit.stdout.as_bytes());
+    }
     if let Some(line) = exit.stderr {
         let _ = writeln!(std::io::stderr(), "{line}");
     }

@@ -69,6 +69,21 @@ impl Plan {
     }
 }
 
+/// The same for a VM of which only the groups' own lists have told who is where: they say who is right, and where one is not, all are
+/// asked where they are.
+pub fn place_who_is_elsewhere(vm: &mut Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
+    let plan = place(vm, sites, demand);
+    let is_known = match &plan {
+        Ok(plan) => plan.steps.iter().all(|step| !step.is_move()),
+        Err(error) => !matches!(error, Error::OutOfSight { .. }),
+    };
+    if is_known {
+        return plan;
+    }
+    vm.processes.iter_mut().for_each(Member::read_groups);
+    place(vm, sites, demand)
+}
+
 /// Plans everything that is missing for `vm` to be in the groups of `sites` under `demand`.
 pub fn place(vm: &Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
     let Settings { assignments, limit, cpus, notes } = cgroup::settings(sites, demand)?;
@@ -104,7 +119,7 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
         for member in movable(vm) {
             let may_be_apart = |thread: &Thread| thread.tid != member.process.pid || vm.is_vcpu(thread.tid);
             let is_right = |thread: &Thread| {
-                let place = site.place_of(thread);
+                let place = site.place_of(thread).or_else(|| both?.place_of(thread));
                 let apart = both.filter(|_| may_be_apart(thread)).map(|both| &both.group);
                 place.is_some() && [Some(&site.group), apart].contains(&place.as_ref())
             };
@@ -241,6 +256,11 @@ pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
 }
 
 impl Step {
+    /// Whether it moves a process or a thread.
+    pub fn is_move(&self) -> bool {
+        matches!(self, Self::MoveProcess { .. } | Self::MoveThread { .. })
+    }
+
     /// Where what is to be moved was found.
     pub fn from(&self) -> Option<&GroupPath> {
         match self {
@@ -317,6 +337,8 @@ mod tests {
                 parked: 0,
             },
             is_shim: false,
+            shims: Vec::new(),
+            claims: Vec::new(),
             containers: Vec::new(),
             brought_in: None,
         }
@@ -359,6 +381,20 @@ mod tests {
     fn what_is_in_its_place_is_not_moved() {
         let vm = vm("1:memory:/kata/kata_x;2:cpuacct:/", "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
         assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn who_is_in_his_place_by_the_groups_own_lists_is_not_asked_where_he_is() {
+        let mut vm = vm("", "");
+        vm.processes.iter_mut().flat_map(|member| &mut member.threads).for_each(|thread| thread.groups = None);
+        let mut sites = sites(3, 1);
+        (sites[0].members, sites[1].members) = (vec![100, 101, 200], vec![101]);
+        assert_eq!(lines(&place_who_is_elsewhere(&mut vm, &sites, &demand()).unwrap()), Vec::<String>::new());
+        assert!(vm.processes.iter().flat_map(|member| &member.threads).all(|thread| thread.groups.is_none()));
+        // Where the list says no, he is asked; these are nobody, and answer nothing.
+        sites[1].members.clear();
+        let _ = place_who_is_elsewhere(&mut vm, &sites, &demand());
+        assert!(vm.processes.iter().all(|member| member.threads.is_empty()));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! through one [`Process`] is of that process and of no later one that got its number (proc(5): after the process is gone such
 //! a descriptor answers ESRCH).
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -31,12 +32,14 @@ const TICKS: u64 = 100;
 #[derive(Debug, Clone)]
 pub struct Proc {
     root: PathBuf,
+    /// When the host booted, once that was asked: within a run it is asked of each process that a file names.
+    boot: OnceCell<u64>,
 }
 
 impl Proc {
     /// The proc file system mounted at `root`.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), boot: OnceCell::new() }
     }
 
     /// Opens process `pid`: `None` if there is none.
@@ -99,6 +102,14 @@ impl Proc {
     ///
     /// From uptime, as the `btime` of /proc/stat costs a walk over every interrupt of every CPU.
     pub fn boot_time(&self) -> Option<u64> {
+        if let Some(boot) = self.boot.get() {
+            return Some(*boot);
+        }
+        let boot = self.read_boot_time()?;
+        Some(*self.boot.get_or_init(|| boot))
+    }
+
+    fn read_boot_time(&self) -> Option<u64> {
         let seconds = self.read("uptime", |text| number(words(text).next()?)).ok()??;
         let uptime = Duration::try_from_secs_f64(seconds).ok()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
@@ -201,6 +212,13 @@ impl Process {
         Ok(tids)
     }
 
+    /// The first of its open descriptors that is of this.
+    pub fn descriptor_of(&self, what: &[u8]) -> Result<Option<u64>, Errno> {
+        let dir = self.open_dir("fd")?;
+        let is_it = |entry: &Entry| sys::read_link(&dir, &entry.name).is_ok_and(|link| link == what);
+        Ok(sys::list(&dir)?.iter().find(|entry| is_it(entry)).and_then(|entry| number(entry.name.to_bytes())))
+    }
+
     /// Its open descriptors and what each is of, such as `anon_inode:kvm-vcpu:0`.
     pub fn descriptors(&self) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
         let dir = self.open_dir("fd")?;
@@ -221,9 +239,12 @@ impl Process {
     /// The processes that its threads started and that still run; none where the kernel keeps no such list
     /// (CONFIG_PROC_CHILDREN).
     pub fn children(&self) -> Vec<i32> {
-        let numbers = |list: &[u8]| words(list).filter_map(number).collect::<Vec<i32>>();
-        let of_thread = |tid: i32| self.read_of_thread(tid, "children", numbers).unwrap_or_default();
-        self.threads().unwrap_or_default().into_iter().flat_map(of_thread).collect()
+        self.threads().unwrap_or_default().into_iter().flat_map(|tid| self.children_of(tid)).collect()
+    }
+
+    /// Those that thread `tid` started.
+    pub fn children_of(&self, tid: i32) -> Vec<i32> {
+        self.read_of_thread(tid, "children", |list| words(list).filter_map(number).collect()).unwrap_or_default()
     }
 
     fn open_dir(&self, name: &str) -> Result<OwnedFd, Errno> {

@@ -176,6 +176,9 @@ pub struct Store {
 impl Store {
     /// Opens the directory, made if need be.
     pub fn open(path: &Path, owner: u32) -> Result<Self, Error> {
+        if let Some(standing) = Self::open_existing(path, owner)? {
+            return Ok(standing);
+        }
         match mkdirat(AT_FDCWD, path, Mode::S_IRWXU) {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(Error::path("create", path, errno)),
@@ -287,7 +290,7 @@ impl Store {
     }
 
     /// Takes the sandbox's lock, waiting for it until the deadline.
-    pub fn lock(&self, sandbox: &str, deadline: &Deadline) -> Result<Lock, Error> {
+    pub fn lock(&self, sandbox: &str, deadline: &Deadline) -> Result<Lock<'_>, Error> {
         let mut backoff = Backoff::default();
         loop {
             if let Some(lock) = self.try_lock(sandbox)? {
@@ -299,7 +302,7 @@ impl Store {
     }
 
     /// Takes the sandbox's lock if nobody has it.
-    pub fn try_lock(&self, sandbox: &str) -> Result<Option<Lock>, Error> {
+    pub fn try_lock(&self, sandbox: &str) -> Result<Option<Lock<'_>>, Error> {
         let name = format!("{sandbox}.lock");
         let failed = |errno| Error::path("lock", self.path.join(&name), errno);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
@@ -312,8 +315,7 @@ impl Store {
         let ours = fstat(&*held).map_err(failed)?;
         match fstatat(&self.dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
             Ok(named) if (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) => {
-                let dir = self.dir.try_clone().map_err(|error| failed(errno_of(&error)))?;
-                Ok(Some(Lock { _held: held, dir, sandbox: sandbox.to_owned() }))
+                Ok(Some(Lock { _held: held, dir: &self.dir, sandbox: sandbox.to_owned() }))
             }
             _ => Ok(None),
         }
@@ -328,18 +330,18 @@ fn temporary(sandbox: &str) -> String {
 /// A sandbox's lock, held until it is dropped. Its file goes with the record: only its holder may remove it. So does what a run left
 /// that was killed while it wrote the record.
 #[derive(Debug)]
-pub struct Lock {
+pub struct Lock<'a> {
     _held: Flock<File>,
-    dir: OwnedFd,
+    dir: &'a OwnedFd,
     sandbox: String,
 }
 
-impl Drop for Lock {
+impl Drop for Lock<'_> {
     fn drop(&mut self) {
-        if !exists(&self.dir, &format!("{}.json", self.sandbox)) {
+        if !exists(self.dir, &format!("{}.json", self.sandbox)) {
             // They stay at the worst, and the next run takes them as they are.
             for name in [temporary(&self.sandbox), format!("{}.lock", self.sandbox)] {
-                let _ = unlinkat(&self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+                let _ = unlinkat(self.dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
             }
         }
     }

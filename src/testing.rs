@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup::group::GroupPath;
-use crate::cgroup::mounts::{Hierarchy, Mounts, Version};
+use crate::cgroup::mounts::{Hierarchy, Mounts, Top, Version};
 use crate::cgroup::site::{Level, Site};
 use crate::cgroup::{Controller, Part};
 use crate::proc::{Membership, Proc, Process};
@@ -123,7 +123,7 @@ pub(crate) fn mounted_at(root: &Path, controllers: &[Controller]) -> Rc<Hierarch
     let names: Vec<&str> = controllers.iter().map(|one| one.name()).collect();
     let mount = root.join(names.join(","));
     let _ = std::fs::create_dir_all(&mount);
-    Rc::new(Hierarchy { version: Version::V1, controllers: controllers.to_vec(), mount, root: "/".into() })
+    Rc::new(Hierarchy { version: Version::V1, controllers: controllers.to_vec(), mount, root: "/".into(), top: Top::default() })
 }
 
 /// Cgroup hierarchies in a temporary directory, each controller by itself.
@@ -140,7 +140,7 @@ pub(crate) fn thread(tid: i32, cgroup: &str) -> Thread {
         name: b"qemu".to_vec(),
         is_user_worker: false,
         guest_time: 0,
-        groups: Membership::parse(cgroup.replace(';', "\n").as_bytes()),
+        groups: Some(Membership::parse(cgroup.replace(';', "\n").as_bytes())),
     }
 }
 
@@ -152,6 +152,8 @@ pub(crate) fn vm(threads: Vec<Thread>, vcpu: i32) -> Vm {
         processes: vec![Member { process: Process::nobody(100), start: 400, role: Role::Vmm, threads }],
         vcpus: Vcpus { threads: vec![vcpu], expected: Some(1), parked: 0 },
         is_shim: false,
+        shims: Vec::new(),
+        claims: Vec::new(),
         containers: Vec::new(),
         brought_in: None,
     }
@@ -164,7 +166,8 @@ pub(crate) fn unified(controllers: &[Controller]) -> Rc<Hierarchy> {
 
 /// The same, mounted elsewhere.
 pub(crate) fn unified_at(mount: &Path, controllers: &[Controller]) -> Rc<Hierarchy> {
-    Rc::new(Hierarchy { version: Version::V2, controllers: controllers.to_vec(), mount: mount.into(), root: "/".into() })
+    let (controllers, mount) = (controllers.to_vec(), mount.into());
+    Rc::new(Hierarchy { version: Version::V2, controllers, mount, root: "/".into(), top: Top::default() })
 }
 
 /// A v2 group in a temporary directory that passes these controllers on, with its own threads.
@@ -184,5 +187,5 @@ pub(crate) fn make_v2(mount: &Path, group: &str, subtree: &str, threads: &str) {
 
 /// A site of our own.
 pub(crate) fn site(part: Part, group: GroupPath, levels: Vec<Level>) -> Site {
-    Site { part, group, levels, is_adopted: false, pod: Vec::new(), neighbours: Vec::new() }
+    Site { part, group, levels, is_adopted: false, pod: Vec::new(), neighbours: Vec::new(), members: Vec::new() }
 }

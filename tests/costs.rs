@@ -13,16 +13,16 @@ use std::time::SystemTime;
 
 use testenv::*;
 
-/// Of the whole process.
-const CALLS_FOR_NO_VM_SANDBOX: usize = 85;
+/// Of the whole process, where the state names the sandbox and where config.json has to be read for it.
+const CALLS_FOR_NO_VM_SANDBOX: [(Engine, usize); 2] = [(Engine::CriO, 45), (Engine::Single, 51)];
 /// On cgroup v1, QEMU with two vCPUs on KVM and virtiofsd.
-const CALLS_TO_PLACE: usize = 2400;
-const CALLS_TO_PLACE_AGAIN: usize = 1200;
-const CALLS_TO_RELEASE: usize = 1300;
-/// On cgroup v1, for each vCPU more.
-const CALLS_PER_VCPU: usize = 120;
+const CALLS_TO_PLACE: usize = 790;
+const CALLS_TO_PLACE_AGAIN: usize = 470;
+const CALLS_TO_RELEASE: usize = 500;
+/// On cgroup v1, for each vCPU more, three of them the moves themselves.
+const CALLS_PER_VCPU: usize = 15;
 const INSTRUCTIONS_FOR_NO_VM_SANDBOX: u64 = 140_000;
-const BYTES: u64 = 940_000;
+const BYTES: u64 = 960_000;
 
 /// The binary that ships, if it was built from the sources that stand here.
 fn shipped() -> Option<PathBuf> {
@@ -50,6 +50,12 @@ fn no_vm_sandbox<'e>(env: &'e Env, engine: Engine, hook: &Path) -> Hook<'e> {
     env.hook("createRuntime").binary(hook).state(bundle.state(1))
 }
 
+/// The calls of a run without those by which a debug build checks each descriptor before it closes it.
+fn calls(env: &Env, hook: Hook) -> Vec<Call> {
+    let is_own = |call: &Call| call.name != "fcntl" || !call.line.contains("F_GETFD");
+    calls_of(env, hook).into_iter().filter(is_own).collect()
+}
+
 /// All calls of a run, from the start of its process to its end.
 fn all_calls(env: &Env, hook: Hook) -> Vec<Call> {
     let strace = Strace::inject(env, &[]);
@@ -64,10 +70,10 @@ fn is_move(call: &Call) -> bool {
 #[test]
 fn a_container_that_is_no_vm_sandbox_is_let_through_in_few_calls() {
     let (Some(env), Some(hook)) = (Env::new(), shipped()) else { return };
-    for engine in [Engine::CriO, Engine::Single] {
+    for (engine, bound) in CALLS_FOR_NO_VM_SANDBOX {
         let calls = all_calls(&env, no_vm_sandbox(&env, engine, &hook));
         let lines: Vec<&String> = calls.iter().map(|call| &call.line).collect();
-        assert!(calls.len() <= CALLS_FOR_NO_VM_SANDBOX, "{engine:?}: {}: {lines:#?}", calls.len());
+        assert!(calls.len() <= bound, "{engine:?}: {}: {lines:#?}", calls.len());
     }
 }
 
@@ -109,7 +115,7 @@ fn a_sandbox_is_placed_and_released_in_few_calls() {
         ("release", "poststop", CALLS_TO_RELEASE),
     ];
     // Other tests make and remove the directories that all sandboxes share, which is work: the least of a few is without.
-    let rounds = [(); 3].map(|()| stages.map(|(_, stage, _)| calls_of(&env, env.hook(stage).state(&state)).len()));
+    let rounds = [(); 3].map(|()| stages.map(|(_, stage, _)| calls(&env, env.hook(stage).state(&state)).len()));
     for (index, (what, _, bound)) in stages.into_iter().enumerate() {
         let calls = rounds.iter().map(|counts| counts[index]).min().unwrap();
         assert!(calls <= bound, "{what}: {calls} of {bound}");
@@ -124,7 +130,7 @@ fn many_vcpus_are_moved_in_one_burst_and_few_calls() {
     let many = env.kvm_sandbox().id("many").vcpus(MANY).start();
     let place = |sandbox: &Sandbox| {
         let bundle = env.bundle_of(Engine::Single, Kind::Workload, &sandbox.id, &sandbox.id);
-        calls_of(&env, env.hook("createRuntime").state(bundle.state(sandbox.pid)))
+        calls(&env, env.hook("createRuntime").state(bundle.state(sandbox.pid)))
     };
     let (of_few, of_many) = (place(&few), place(&many));
     let moves: Vec<usize> = (0..of_many.len()).filter(|index| is_move(&of_many[*index])).collect();

@@ -5,7 +5,7 @@ use std::path::{Component, Path};
 use std::rc::Rc;
 
 use kata_cgroup_hook::cgroup::group::{GroupPath, locate};
-use kata_cgroup_hook::cgroup::mounts::{Hierarchy, Version};
+use kata_cgroup_hook::cgroup::mounts::{Hierarchy, Top, Version};
 use kata_cgroup_hook::cgroup::path::{Domain, SandboxPath};
 use kata_cgroup_hook::cgroup::{Controller, Part};
 use kata_cgroup_hook::oci::sandbox::{Role, Sandbox};
@@ -48,7 +48,9 @@ fn check(below: &Path) {
     assert!(below.components().all(is_plain), "{below:?}");
     assert!(!below.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, 0 | b'\n')), "{below:?}");
     let mount = Path::new("/sys/fs/cgroup/cpu").to_path_buf();
-    let hierarchy = Rc::new(Hierarchy { version: Version::V1, controllers: vec![Controller::Cpu], mount, root: "/".into() });
+    let controllers = vec![Controller::Cpu];
+    let hierarchy = Hierarchy { version: Version::V1, controllers, mount, root: "/".into(), top: Top::default() };
+    let hierarchy = Rc::new(hierarchy);
     let group = GroupPath::new(&hierarchy, below);
     assert_eq!(locate(&[Rc::clone(&hierarchy)], &group.absolute()), Some(group));
 }

@@ -11,7 +11,7 @@ use kata_cgroup_hook::cgroup::site::Site;
 use kata_cgroup_hook::cgroup::{self, Controller, Part, file};
 use kata_cgroup_hook::error::Error;
 use kata_cgroup_hook::plan::{self, Plan, Step};
-use kata_cgroup_hook::proc::Proc;
+use kata_cgroup_hook::proc::{Proc, Process};
 use kata_cgroup_hook::record::{Adopted, Record};
 use kata_cgroup_hook::vmm::find::Search;
 use kata_cgroup_hook::vmm::kinds::{Kinds, Role};
@@ -36,8 +36,8 @@ fuzz_target!(|host: Host| {
         return;
     }
     let hook = Hook { host: &host, proc, mounts, dirs, kinds: Kinds::default() };
-    let Some(vm) = hook.find(&laid.record) else { return };
-    let (sites, plan) = match hook.plan(&vm, &laid) {
+    let Some(mut vm) = hook.find(&laid.record) else { return };
+    let (sites, plan) = match hook.plan(&mut vm, &laid) {
         Ok(plan) => plan,
         Err(why) => {
             assert!(!host.is_fresh(), "nothing is in the way: {why}");
@@ -57,8 +57,8 @@ fuzz_target!(|host: Host| {
     laid.kernel.lay();
     lay_groups_of_threads(&laid.kernel, at);
     remember(&mut laid.record, &plan, &sites);
-    let vm = hook.find(&laid.record).expect("the same VMM again");
-    let (_, again) = hook.plan(&vm, &laid).expect("a plan as before");
+    let mut vm = hook.find(&laid.record).expect("the same VMM again");
+    let (_, again) = hook.plan(&mut vm, &laid).expect("a plan as before");
     assert_eq!(again.steps, [], "after {:#?}", plan.steps);
 });
 
@@ -81,11 +81,11 @@ impl Hook<'_> {
             dirs: &self.dirs,
             claims: &said.claims,
             hint: self.host.cast.hint(),
-            parent: self.host.cast.our_parent(),
+            parent: Some(self.host.cast.our_parent()),
             recorded: &recorded,
             owner: owner(),
         };
-        let found = search.find();
+        let mut found = search.find();
         let Some(vmm) = found.vmm else {
             assert_eq!(self.host.cast.vmms(), [0; 0], "{:?}", found.refused);
             return None;
@@ -96,10 +96,16 @@ impl Hook<'_> {
             vcpus: vcpu::Vcpus::default(),
             containers: said.containers,
             brought_in: None,
-            processes: vec![Member::read(vmm.process, vmm.start, Role::Vmm)],
+            shims: Vec::new(),
+            claims: Vec::new(),
+            processes: vec![Member::new(vmm.process, vmm.start, Role::Vmm)],
         };
-        let helpers = found.helpers.into_iter();
-        vm.processes.extend(helpers.map(|helper| Member::read(helper.process, helper.start, Role::Helper)));
+        let shims = found.shims.iter().map(|shim| &shim.process);
+        let children = shims.chain([&vm.processes[0].process]).flat_map(Process::children).collect();
+        let known = [vm.processes[0].process.pid];
+        let helpers = search.helpers(children, &known, &mut found.refused).into_iter();
+        vm.processes.extend(helpers.map(|helper| Member::new(helper.process, helper.start, Role::Helper)));
+        vm.processes.iter_mut().for_each(|member| assert!(member.look()));
         let member = &vm.processes[0];
         vm.vcpus = vcpu::of(&member.process, &member.threads, &vmm.kind.vcpu_threads, None).expect("descriptors");
         let told: Vec<i32> = vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect();
@@ -107,9 +113,12 @@ impl Hook<'_> {
         Some(vm)
     }
 
-    fn plan(&self, vm: &Vm, laid: &Laid) -> Result<(Vec<Site>, Plan), Error> {
+    fn plan(&self, vm: &mut Vm, laid: &Laid) -> Result<(Vec<Site>, Plan), Error> {
         let sites = cgroup::survey(&self.mounts, &laid.path, laid.domain, vm, &laid.record)?;
-        let plan = plan::place(vm, &sites, &laid.demand)?;
+        let plan = plan::place_who_is_elsewhere(vm, &sites, &laid.demand)?;
+        vm.processes.iter_mut().for_each(Member::read_groups);
+        let asked = plan::place(vm, &sites, &laid.demand)?;
+        assert_eq!(plan.steps, asked.steps, "who is right by the groups' lists is where he says he is");
         Ok((sites, plan))
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use kata_cgroup_hook::cgroup::Controller;
 use kata_cgroup_hook::cgroup::demand::Demand;
 use kata_cgroup_hook::cgroup::group::locate;
-use kata_cgroup_hook::cgroup::mounts::{Hierarchy, Version};
+use kata_cgroup_hook::cgroup::mounts::{Hierarchy, Top, Version};
 use kata_cgroup_hook::cgroup::path::SandboxPath;
 use kata_cgroup_hook::record::{SCHEMA, Store};
 use kata_cgroup_hook_fuzz::{is_below, owner};
@@ -28,7 +28,9 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(left, 1, "only the record, nothing that was written on the way to it");
 
     let mount = Path::new("/sys/fs/cgroup").to_path_buf();
-    let hierarchy = Rc::new(Hierarchy { version: Version::V2, controllers: vec![Controller::Cpu], mount, root: "/".into() });
+    let controllers = vec![Controller::Cpu];
+    let hierarchy = Hierarchy { version: Version::V2, controllers, mount, root: "/".into(), top: Top::default() };
+    let hierarchy = Rc::new(hierarchy);
     for group in record.groups.iter().chain(&record.parents) {
         let located = locate(&[Rc::clone(&hierarchy)], &group.path);
         assert!(located.is_none_or(|located| is_below(&located.absolute(), &hierarchy.mount)));

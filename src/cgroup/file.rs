@@ -50,6 +50,18 @@ fn of_controller(version: Version, controller: Controller) -> &'static [&'static
     }
 }
 
+/// Those of them that matter in a group above a sandbox's own. v1's shares act among siblings only; that the kernel has realtime groups
+/// is read off the top.
+pub fn above(hierarchy: &Hierarchy, is_top: bool) -> impl Iterator<Item = &'static str> {
+    let is_moot = move |file: &str| file == SHARES || (!is_top && [RT_PERIOD, RT_RUNTIME].contains(&file));
+    of(hierarchy).filter(move |file| !is_moot(file))
+}
+
+/// Those that say whether threads can be moved into a group.
+pub fn of_entry(hierarchy: &Hierarchy) -> impl Iterator<Item = &'static str> {
+    of(hierarchy).filter(|file| [CPUS, MEMS, TYPE, SUBTREE].contains(file))
+}
+
 /// The file that says what a list comes to.
 pub fn effective(file: &str) -> Option<&'static str> {
     match file {

@@ -1,6 +1,6 @@
 //! One group: named, opened, read, written.
 //!
-//! A group is opened part by part beneath its mount point without following links, and its files beneath its directory,
+//! A group is opened beneath the top of its hierarchy without following links, and so are its files,
 //! write-only: nothing is created or truncated by accident, and a path from a pod cannot lead elsewhere (cgroups-rs, asked for
 //! an absolute path, makes regular files in `/` and says Ok). A group is **ours** only if it carries our mark, an extended
 //! attribute that outlives us, or if our record knows its inode; a name proves nothing.
@@ -12,12 +12,13 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat, write};
 
 use crate::cgroup::mounts::{Hierarchy, Version};
 use crate::error::Error;
+use crate::proc::number;
 use crate::{foreign, sys};
 
 /// The attribute that holds a group's mark.
@@ -101,19 +102,36 @@ impl GroupPath {
         }
     }
 
-    /// Opens it, part by part from the mount point down: `None` if it does not stand.
+    /// Opens it: `None` if it does not stand.
     pub fn open(&self) -> Result<Option<Group>, Error> {
-        let mut group = Group::top(&self.hierarchy)?;
-        for part in self.rel.components() {
-            let Component::Normal(name) = part else {
-                return Err(Error::path("open", self.absolute(), Errno::EINVAL));
-            };
-            match group.child(name)? {
-                Some(child) => group = child,
-                None => return Ok(None),
-            }
+        let is_top = self.rel.as_os_str().is_empty();
+        match self.open_beneath_top(if is_top { Path::new(".") } else { &self.rel }, DIRECTORY)? {
+            // The top always stands.
+            Err(Errno::ENOENT) if !is_top => Ok(None),
+            Ok(dir) => Ok(Some(Group { dir, path: self.absolute() })),
+            Err(errno) => Err(Error::path("open", self.absolute(), errno)),
         }
-        Ok(Some(group))
+    }
+
+    /// Opens one of its files for writing, as often as one likes: `None` if the group does not stand.
+    pub fn writer(&self, name: &str) -> Result<Option<Writer>, Error> {
+        let path = self.absolute().join(name);
+        match self.open_beneath_top(&self.rel.join(name), WRITING)? {
+            Err(Errno::ENOENT) if self.open()?.is_none() => Ok(None),
+            Ok(file) => Ok(Some(Writer { file, path })),
+            Err(errno) => Err(Error::path("open for writing", path, errno)),
+        }
+    }
+
+    /// The process or thread numbers in one of its lists; none in a group that does not stand.
+    pub fn members(&self, list: &str) -> Result<Vec<i32>, Error> {
+        numbers_in(self.open_beneath_top(&self.rel.join(list), READING)?, || self.absolute().join(list))
+    }
+
+    /// What the kernel says to opening this; an error where the hierarchy's own top cannot be opened.
+    fn open_beneath_top(&self, rel: &Path, flags: OFlag) -> Result<Result<OwnedFd, Errno>, Error> {
+        let top = self.hierarchy.top().map_err(|errno| Error::path("open", &self.hierarchy.mount, errno))?;
+        Ok(foreign::open_beneath(top, rel, flags))
     }
 
     /// Makes it and puts our mark on it; the group above must stand. EEXIST is for the caller to judge.
@@ -122,7 +140,7 @@ impl GroupPath {
         let parent = self.parent().ok_or_else(|| failed(Errno::EEXIST))?.open()?.ok_or_else(|| failed(Errno::ENOENT))?;
         let name = self.rel.file_name().ok_or_else(|| failed(Errno::EINVAL))?;
         mkdirat(&parent.dir, name, Mode::from_bits_truncate(0o755)).map_err(failed)?;
-        let opened = self.open().and_then(|group| group.ok_or_else(|| failed(Errno::ENOENT)));
+        let opened = parent.child(name).and_then(|group| group.ok_or_else(|| failed(Errno::ENOENT)));
         let group = opened.inspect_err(|_| {
             // What cannot be opened is not left behind either.
             let _ = unlinkat(&parent.dir, name, UnlinkatFlags::RemoveDir);
@@ -149,15 +167,12 @@ pub struct Group {
 
 /// How a directory is opened.
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+/// How a file is opened to be read.
+const READING: OFlag = OFlag::O_RDONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
+/// How a file is opened to be written.
+const WRITING: OFlag = OFlag::O_WRONLY.union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
 
 impl Group {
-    /// The top of a hierarchy.
-    pub fn top(hierarchy: &Hierarchy) -> Result<Self, Error> {
-        let path = hierarchy.mount.clone();
-        let dir = openat(AT_FDCWD, &path, DIRECTORY, Mode::empty()).map_err(|errno| Error::path("open", &path, errno))?;
-        Ok(Self { dir, path })
-    }
-
     /// Opens a group in it, no link followed: `None` if it does not stand.
     pub fn child(&self, name: &OsStr) -> Result<Option<Self>, Error> {
         let path = self.path.join(name);
@@ -191,8 +206,7 @@ impl Group {
     /// Reads one of its files, without the line end.
     pub fn read(&self, name: &str) -> Result<String, Error> {
         let failed = |errno| Error::path("read", self.file(name), errno);
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = openat(&self.dir, name, flags, Mode::empty()).map_err(failed)?;
+        let file = openat(&self.dir, name, READING, Mode::empty()).map_err(failed)?;
         let text = |bytes: &[u8]| std::str::from_utf8(bytes).map(|text| text.trim_end().to_owned());
         foreign::read_kernels(file, LONGEST, text).map_err(failed)?.map_err(|_| failed(Errno::EILSEQ))
     }
@@ -207,25 +221,19 @@ impl Group {
 
     /// The process or thread numbers in one of its lists; none in a group that has gone meanwhile.
     pub fn members(&self, list: &str) -> Result<Vec<i32>, Error> {
-        match self.read(list) {
-            // Every group has these lists; where one cannot be opened, its group is gone.
-            Err(error) if error.is_gone() || error.errno() == Some(Errno::ENOENT) => Ok(Vec::new()),
-            text => Ok(text?.lines().filter_map(|line| line.parse().ok()).collect()),
-        }
+        numbers_in(openat(&self.dir, list, READING, Mode::empty()), || self.file(list))
     }
 
     /// The file by which the kernel tells when nobody is left in it and below it; `None` where that is so already.
     pub fn events_while_populated(&self) -> Option<OwnedFd> {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = openat(&self.dir, "cgroup.events", flags, Mode::empty()).ok()?;
+        let file = openat(&self.dir, "cgroup.events", READING, Mode::empty()).ok()?;
         let is_populated = |text: &[u8]| text.split(|byte| *byte == b'\n').any(|line| line == b"populated 1");
         foreign::read_kernels(&file, LONGEST, is_populated).ok()?.then_some(file)
     }
 
     /// Opens one of its files for writing, as often as one likes.
     pub fn writer(&self, name: &str) -> Result<Writer, Error> {
-        let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let file = openat(&self.dir, name, flags, Mode::empty());
+        let file = openat(&self.dir, name, WRITING, Mode::empty());
         let file = file.map_err(|errno| Error::path("open for writing", self.file(name), errno))?;
         Ok(Writer { file, path: self.file(name) })
     }
@@ -244,6 +252,16 @@ impl Group {
             entries => entries.map_err(failed)?,
         };
         Ok(entries.iter().filter(|entry| entry.is_dir).map(|entry| entry.name.to_string_lossy().into_owned()).collect())
+    }
+}
+
+/// The numbers in a list of a group's; none in one that has gone.
+fn numbers_in(list: Result<OwnedFd, Errno>, path: impl Fn() -> PathBuf) -> Result<Vec<i32>, Error> {
+    let numbers = |text: &[u8]| text.split(|byte| *byte == b'\n').filter_map(number).collect();
+    match list.and_then(|file| foreign::read_kernels(file, LONGEST, numbers)) {
+        // Every group has these lists; where one cannot be opened, its group is gone.
+        Err(Errno::ENOENT | Errno::ENODEV) => Ok(Vec::new()),
+        read => read.map_err(|errno| Error::path("read", path(), errno)),
     }
 }
 
@@ -277,10 +295,12 @@ mod tests {
 
     use super::*;
     use crate::cgroup::Controller;
+    use crate::cgroup::mounts::Top;
 
     fn top(dir: &Path) -> GroupPath {
-        let hierarchy =
-            Hierarchy { version: Version::V1, controllers: vec![Controller::Cpu], mount: dir.to_path_buf(), root: "/".into() };
+        let controllers = vec![Controller::Cpu];
+        let mount = dir.to_path_buf();
+        let hierarchy = Hierarchy { version: Version::V1, controllers, mount, root: "/".into(), top: Top::default() };
         GroupPath::new(&Rc::new(hierarchy), "")
     }
 

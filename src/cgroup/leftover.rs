@@ -82,9 +82,10 @@ fn at_place(path: &SandboxPath, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec
     for (hierarchy, part) in v1::sites::parts(mounts) {
         let group = GroupPath::new(hierarchy, path.v1(part));
         let child = group.child(VCPUS);
-        match child.open() {
-            Ok(Some(_)) if part == Part::Constrained => groups.push((child, part)),
-            Ok(_) => {}
+        let standing = if part == Part::Constrained { child.open() } else { Ok(None) };
+        match standing {
+            Ok(Some(_)) => groups.push((child, part)),
+            Ok(None) => {}
             Err(error) => unseen.push(error),
         }
         groups.push((group, part));
@@ -103,8 +104,8 @@ fn at_place(path: &SandboxPath, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec
 /// What is left of the vCPU threads' group on v2. Where the domain goes too, it goes once the threads have left with their processes.
 fn vcpus_leftover(path: GroupPath, record: &Record) -> Result<Option<Leftover>, Error> {
     let (Some(open), Some(domain)) = (path.open()?, path.parent()) else { return Ok(None) };
-    let level = site::level(&path, record)?;
-    let goes_with_domain = is_of(&site::level(&domain, record)?, record);
+    let level = site::entry(&path, record)?;
+    let goes_with_domain = is_of(&site::entry(&domain, record)?, record);
     // Not threaded yet when its maker was killed, it may hold a process, which cannot be emptied out thread by thread.
     if level.value(file::TYPE) == Some("domain") {
         let left = if is_of(&level, record) { leftover(path, Part::Unconstrained, record)? } else { None };
@@ -130,7 +131,7 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
     let (ours, nearest) = above(&path, record)?;
     let prune = that_empty(&path, &ours)?;
     let Some(open) = path.open()? else { return Ok(Some(Leftover { group: None, prune })) };
-    let level = site::level(&path, record)?;
+    let level = site::entry(&path, record)?;
     let whole = part == Part::Unconstrained;
     let is_occupied = is_occupied(&open, &level, whole)?;
     if !is_of(&level, record) {
@@ -162,7 +163,7 @@ fn above(path: &GroupPath, record: &Record) -> Result<(Vec<GroupPath>, GroupPath
     let (mut ours, mut is_unbroken) = (Vec::new(), true);
     let mut next = path.parent();
     while let Some(path) = next {
-        let level = site::level(&path, record)?;
+        let level = site::entry(&path, record)?;
         next = path.parent();
         if level.standing.is_none() {
             continue;
@@ -233,7 +234,7 @@ fn origin(group: &GroupPath, part: Part, process: &RecordedProcess, record: &Rec
     let from = group.hierarchy.controllers_of(part).find_map(|one| process.from.get(one.name()));
     let Some(from) = from.and_then(|path| group.hierarchy.below_mount(path)) else { return Ok(None) };
     let from = GroupPath::new(&group.hierarchy, from);
-    let level = site::level(&from, record)?;
+    let level = site::entry(&from, record)?;
     Ok((level.standing.is_some() && !is_ours(&level) && takes_threads(&level)).then_some(from))
 }
 

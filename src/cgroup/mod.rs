@@ -76,6 +76,7 @@ pub fn survey(mounts: &Mounts, path: &SandboxPath, domain: Domain, vm: &Vm, reco
         sites.extend(v2::sites::survey(hierarchy, path, domain, vm, record)?);
     }
     order::sort_by_key(&mut sites, |site| site.part == Part::Constrained);
+    sites.iter_mut().for_each(Site::read_members);
     Ok(sites)
 }
 

@@ -11,13 +11,16 @@
 //! Blanks in paths are octal (`\040`), optional fields end at ` - `, the same hierarchy may be mounted twice, and a later mount
 //! may lie over an earlier one: so each mount point is opened and must be the device that its line names.
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{major, minor, stat};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::{Mode, major, minor, stat};
 
 use crate::cgroup::{Controller, Part};
 use crate::error::Error;
@@ -41,9 +44,37 @@ pub struct Hierarchy {
     pub mount: PathBuf,
     /// Which of its directories is mounted there; `/` but in containers.
     pub root: PathBuf,
+    pub top: Top,
 }
 
+/// A hierarchy's top, once it is open: every group is reached from there. It is nothing by which hierarchies differ.
+#[derive(Debug, Default)]
+pub struct Top(OnceCell<OwnedFd>);
+
+impl Clone for Top {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for Top {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Top {}
+
 impl Hierarchy {
+    /// Its top, opened when it is first asked for.
+    pub fn top(&self) -> Result<&OwnedFd, Errno> {
+        if let Some(top) = self.top.0.get() {
+            return Ok(top);
+        }
+        let top = openat(AT_FDCWD, &self.mount, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(self.top.0.get_or_init(|| top))
+    }
+
     /// Whether it carries `controller`.
     pub fn carries(&self, controller: Controller) -> bool {
         self.controllers.contains(&controller)
@@ -117,7 +148,7 @@ impl Mounts {
         for controller in Controller::ALL {
             let carries = |line: &&Line| {
                 let is_cgroup = line.kind == b"cgroup" || line.kind == b"cgroup2";
-                is_cgroup && line.options.iter().any(|option| option == controller.name().as_bytes())
+                is_cgroup && line.has(controller.name())
             };
             // Of several mounts of a hierarchy the one that shows most of it: the shortest root, the first of those.
             let Some(line) = lines.iter().filter(carries).min_by_key(|line| line.root.components().count()) else {
@@ -130,6 +161,7 @@ impl Mounts {
                     controllers: vec![controller],
                     mount: line.mount.clone(),
                     root: line.root.clone(),
+                    top: Top::default(),
                 }),
             }
         }
@@ -180,21 +212,29 @@ impl Line {
 
     /// Whether what stands at the mount point is this mount, and not one that lies over it.
     fn is_visible(&self) -> bool {
-        let is_needed = matches!(self.kind.as_slice(), b"cgroup" | b"cgroup2" | b"debugfs");
+        let is_needed = match self.kind.as_slice() {
+            b"cgroup" => Controller::ALL.iter().any(|one| self.has(one.name())),
+            kind => matches!(kind, b"cgroup2" | b"debugfs"),
+        };
         is_needed && stat(&self.mount).is_ok_and(|stat| (major(stat.st_dev), minor(stat.st_dev)) == self.device)
     }
 
     /// Whether it is v2's and says favordynmods (Linux 6.0).
     fn favours_moves(&self) -> bool {
-        self.kind == b"cgroup2" && self.options.iter().any(|option| option == b"favordynmods")
+        self.kind == b"cgroup2" && self.has("favordynmods")
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|one| one == option.as_bytes())
     }
 
     /// v2's controllers are no options of its mount: those that are bound to no v1 hierarchy (cgroups(7)), its top names.
     fn read_controllers(&mut self) -> Result<(), Error> {
         if self.kind == b"cgroup2" {
             let file = self.mount.join("cgroup.controllers");
-            let (text, _) = foreign::read_file(AT_FDCWD, &file, 1 << 20).map_err(|errno| Error::path("read", &file, errno))?;
-            self.options = text.split(u8::is_ascii_whitespace).map(<[u8]>::to_vec).collect();
+            let words = |text: &[u8]| text.split(u8::is_ascii_whitespace).map(<[u8]>::to_vec).collect();
+            let read = foreign::open(AT_FDCWD, &file).and_then(|file| foreign::read_kernels(file, 1 << 20, words));
+            self.options = read.map_err(|errno| Error::path("read", &file, errno))?;
         }
         Ok(())
     }

@@ -23,7 +23,10 @@ pub struct Found {
 pub fn all(mounts: &Mounts) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     for hierarchy in &mounts.hierarchies {
-        walk(&GroupPath::new(hierarchy, ""), &Group::top(hierarchy)?, &mut found)?;
+        let top = GroupPath::new(hierarchy, "");
+        if let Some(group) = top.open()? {
+            walk(&top, &group, &mut found)?;
+        }
     }
     Ok(found)
 }
@@ -61,8 +64,7 @@ fn is_like_ours(name: &str) -> bool {
 
 /// Who is in a group itself; nobody in one that has gone.
 pub fn members(path: &GroupPath) -> Result<Vec<i32>, Error> {
-    let Some(group) = path.open()? else { return Ok(Vec::new()) };
-    match group.members(path.threads_file()) {
+    match path.members(path.threads_file()) {
         // A group on v2 that is no domain holds nobody, and its list cannot be read (cgroup-v2.rst, "Threads").
         Err(error) if path.hierarchy.version == Version::V2 && error.errno() == Some(nix::errno::Errno::EOPNOTSUPP) => {
             Ok(Vec::new())

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::cgroup::group::{Group, GroupPath};
-use crate::cgroup::mounts::{Hierarchy, Version};
+use crate::cgroup::mounts::Version;
 use crate::cgroup::{Part, file};
 use crate::error::Error;
 use crate::record::Record;
@@ -28,6 +28,8 @@ pub struct Site {
     pub pod: Vec<Level>,
     /// On v2 the groups in /kata that lead to other sandboxes, and what each weighs among its siblings.
     pub neighbours: Vec<(String, u64)>,
+    /// The threads that are in the group, by its own list: lowest number first.
+    pub members: Vec<i32>,
 }
 
 /// A group on that way.
@@ -62,10 +64,22 @@ impl Site {
         self.levels.iter().rev().skip(1)
     }
 
-    /// Where a thread is now in this hierarchy, if that is below the mount point.
+    /// Where a thread is now in this hierarchy, if that is below the mount point; of one that was not asked, whether it is in the
+    /// group.
     pub fn place_of(&self, thread: &Thread) -> Option<GroupPath> {
         let hierarchy = &self.group.hierarchy;
-        Some(GroupPath::new(hierarchy, hierarchy.place_in(&thread.groups)?))
+        match &thread.groups {
+            Some(groups) => Some(GroupPath::new(hierarchy, hierarchy.place_in(groups)?)),
+            None => self.members.binary_search(&thread.tid).is_ok().then(|| self.group.clone()),
+        }
+    }
+
+    /// Reads who is in the group. A list that cannot be read is none: then everybody is asked.
+    pub fn read_members(&mut self) {
+        if self.own().is_some() {
+            self.members = self.group.members(self.group.threads_file()).unwrap_or_default();
+            self.members.sort_unstable();
+        }
     }
 }
 
@@ -90,13 +104,16 @@ impl Level {
 /// The levels from the top down to the group, in one walk.
 pub fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
     let top = GroupPath::new(&group.hierarchy, "");
-    let mut open = Some(Group::top(&group.hierarchy)?);
+    let mut open = top.open()?;
     let mut levels = Vec::new();
     for path in std::iter::once(top).chain(group.chain()) {
         if let Some(name) = path.rel.file_name() {
             open = open.as_ref().map_or(Ok(None), |above| above.child(name))?;
         }
-        let standing = open.as_ref().map_or(Ok(None), |group| standing(&path, group, record))?;
+        let is_top = path.rel.as_os_str().is_empty();
+        let above = || file::above(&path.hierarchy, is_top).collect();
+        let files: Vec<&str> = if path == *group { file::of(&path.hierarchy).collect() } else { above() };
+        let standing = open.as_ref().map_or(Ok(None), |group| standing(&path, group, record, files))?;
         levels.push(Level { path, standing });
     }
     Ok(levels)
@@ -104,21 +121,29 @@ pub fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
 
 /// Reads one level.
 pub fn level(path: &GroupPath, record: &Record) -> Result<Level, Error> {
-    let standing = path.open()?.map_or(Ok(None), |group| standing(path, &group, record))?;
+    level_with(path, record, file::of(&path.hierarchy).collect())
+}
+
+/// Reads one level as far as it says whose it is, and whether threads can be moved there.
+pub fn entry(path: &GroupPath, record: &Record) -> Result<Level, Error> {
+    level_with(path, record, file::of_entry(&path.hierarchy).collect())
+}
+
+fn level_with(path: &GroupPath, record: &Record, files: Vec<&'static str>) -> Result<Level, Error> {
+    let standing = path.open()?.map_or(Ok(None), |group| standing(path, &group, record, files))?;
     Ok(Level { path: path.clone(), standing })
 }
 
-/// Reads a group that stands: whose it is, and the values that matter of the controllers that its hierarchy carries; `None` if
-/// it has gone meanwhile.
+/// Reads a group that stands: whose it is, and the values in these files; `None` if it has gone meanwhile.
 ///
 /// Ours is what carries our mark, what the record knows by its inode, and what a run that was killed had written down that it
 /// was about to make, as long as nothing is in it.
-fn standing(path: &GroupPath, group: &Group, record: &Record) -> Result<Option<Standing>, Error> {
+fn standing(path: &GroupPath, group: &Group, record: &Record, files: Vec<&'static str>) -> Result<Option<Standing>, Error> {
     let (inode, mark) = (group.inode()?, group.mark().map(|mark| mark.sandbox));
     let absolute = path.absolute();
     let is_left_by_us = || Ok(record.intended(&absolute) && group.members(path.threads_file())?.is_empty());
     let is_ours = mark.is_some() || record.knows(&absolute, inode) || is_left_by_us()?;
-    let values = match read_values(group, &path.hierarchy) {
+    let values = match read_values(group, files) {
         Err(error) if error.is_gone() => return Ok(None),
         values => values?,
     };
@@ -132,8 +157,8 @@ fn standing(path: &GroupPath, group: &Group, record: &Record) -> Result<Option<S
     Ok(Some(Standing { inode, mark, is_ours, is_populated, values }))
 }
 
-/// The values of a group that matter here; one that the kernel has no file for is missing.
-fn read_values(group: &Group, hierarchy: &Hierarchy) -> Result<Values, Error> {
+/// The values in these files of a group; one that the kernel has no file for is missing.
+fn read_values(group: &Group, files: Vec<&'static str>) -> Result<Values, Error> {
     let read = |name: &'static str| group.read_if_there(name).map(|value| value.map(|value| (name, value))).transpose();
-    file::of(hierarchy).filter_map(read).collect()
+    files.into_iter().filter_map(read).collect()
 }

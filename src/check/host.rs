@@ -29,7 +29,7 @@ pub(super) fn config(places: &Places) -> (Check, Config) {
     const ID: &str = "config";
     let path = places.config.as_deref().unwrap_or(Path::new(config::PATH));
     let seen = read(path);
-    let config = match Config::load(places.config.as_deref(), places.is_root.then_some(places.owner)) {
+    let config = match Config::load(places.config.as_deref(), places.owner, || places.is_root) {
         Ok(config) => config,
         Err(error) => {
             let fix = "put it right: until then every container of this host is kept from starting";

@@ -39,14 +39,12 @@ pub struct Host {
     pub proc: Proc,
     /// Who alone is believed: root.
     pub owner: u32,
-    /// The process that started us.
-    pub parent: i32,
 }
 
 impl Host {
     /// The host we run on.
     pub fn this() -> Self {
-        Self { proc: Proc::new("/proc"), owner: 0, parent: nix::unistd::getppid().as_raw() }
+        Self { proc: Proc::new("/proc"), owner: 0 }
     }
 
     /// Whether we are root of the host, and not only of a user namespace: rootless engines read the same hooks.d.
@@ -106,7 +104,7 @@ pub fn run(hook: &Hook, host: &Host) -> Exit {
     if hook.stage == Stage::CreateContainer && !host.proc.in_host_namespaces() {
         return Exit::nothing(hook.dry_run);
     }
-    let (config, broken) = match Config::load(hook.config.as_deref(), host.is_root().then_some(host.owner)) {
+    let (config, broken) = match Config::load(hook.config.as_deref(), host.owner, || host.is_root()) {
         Ok(config) => (config, None),
         Err(error) => (Config::default(), Some(error)),
     };

@@ -1,7 +1,5 @@
 //! Placing a sandbox: any container's hook brings the whole sandbox to where it should be.
 
-use std::time::Instant;
-
 use crate::cgroup::Controller;
 use crate::cgroup::demand;
 use crate::cgroup::mounts::Mounts;
@@ -12,14 +10,13 @@ use crate::error::Error;
 use crate::log::Outcome;
 use crate::oci::bundle::Bundle;
 use crate::record::Store;
-use crate::vmm::Member;
 
 /// Places the sandbox of `subject`.
 pub(super) fn run(run: &mut Run, subject: &Subject, bundle: &Bundle) -> Result<(), Error> {
     let mounts = Mounts::read(&run.host.proc)?;
     // Before the VM is there nothing is made, not even a lock.
     let known = Store::peek(&run.config.state_dir, run.host.owner, &subject.sandbox.id)?;
-    let Some(mut vm) = vm::find(run, subject.clues(), &known, &mounts, Some(Instant::now())) else {
+    let Some(vm) = vm::find(run, subject.clues(), &known) else {
         vm::tell_absence(run, &subject.dirs);
         return Ok(());
     };
@@ -31,16 +28,15 @@ pub(super) fn run(run: &mut Run, subject: &Subject, bundle: &Bundle) -> Result<(
     if !run.may_change {
         let mut record = known.clone();
         containers::join(run, &mut record, subject, bundle, &vm)?;
-        return settle(run, subject.clues(), Change { known: &known, record, pod, store: None }, Some(vm));
+        return settle(run, subject.clues(), &mounts, Change { known: &known, record, pod, store: None }, Some(vm));
     }
     let store = Store::open(&run.config.state_dir, run.host.owner)?;
     let _lock = store.lock(&subject.sandbox.id, run.deadline)?;
-    // Another hook of this sandbox may have placed it while we waited for the lock.
-    vm.processes.iter_mut().for_each(Member::read_threads);
+    // Another hook of this sandbox may have placed it while we waited for the lock: what it may have changed is read from here on.
     let known = bookkeeping::load(run, &store, &subject.sandbox.id)?;
     let mut record = known.clone();
     containers::join(run, &mut record, subject, bundle, &vm)?;
-    settle(run, subject.clues(), Change { known: &known, record, pod, store: Some(&store) }, Some(vm))
+    settle(run, subject.clues(), &mounts, Change { known: &known, record, pod, store: Some(&store) }, Some(vm))
 }
 
 /// Whether there is anything that can be done here.

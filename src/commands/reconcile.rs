@@ -59,7 +59,7 @@ impl<'a> Tour<'a> {
         if !host.is_root() {
             return Err("run it as root of the host: the records and groups of all sandboxes are root's".to_owned());
         }
-        let config = Config::load(options.config.as_deref(), Some(host.owner)).map_err(|error| error.to_string())?;
+        let config = Config::load(options.config.as_deref(), host.owner, || true).map_err(|error| error.to_string())?;
         // Who takes the hook away has mostly switched it off before.
         if config.mode == Mode::Off && !options.release_all {
             return Ok(None);
@@ -182,8 +182,8 @@ fn sandbox(run: &mut Run, store: Option<&Store>, id: &str, is_last: bool) -> Res
         let path = SandboxPath::recorded(&known.path);
         return release::end(run, &mut known.clone(), path.as_ref(), writable);
     }
+    let mounts = Mounts::read(&run.host.proc)?;
     if known.state == Progress::Idle {
-        let mounts = Mounts::read(&run.host.proc)?;
         // Left to Kata until a container comes; a run that was killed meanwhile is completed.
         if let Some(domain) = release::katas_own_domain(&known, &mounts) {
             return release::leave(run, known, &domain, &mounts, writable);
@@ -191,14 +191,13 @@ fn sandbox(run: &mut Run, store: Option<&Store>, id: &str, is_last: bool) -> Res
     }
     let mut record = known.clone();
     record.keep_containers(Path::is_dir);
-    settle(run, Clues { dirs: &dirs, hint: None }, Change { known: &known, record, pod: None, store: writable }, None)
+    settle(run, Clues { dirs: &dirs, hint: None }, &mounts, Change { known: &known, record, pod: None, store: writable }, None)
 }
 
 /// A record that says nothing. As long as there is a VM its next hook makes a new one; then none will, and it goes out of the way of
 /// its groups, which are found by their marks.
 fn not_understood(run: &mut Run, store: &Store, dirs: &RuntimeDirs, id: &str, is_last: bool) -> Result<(), Error> {
-    let mounts = Mounts::read(&run.host.proc)?;
-    let vm = vm::find(run, Clues { dirs, hint: None }, &Record::new(id), &mounts, Some(Instant::now()));
+    let vm = vm::find(run, Clues { dirs, hint: None }, &Record::new(id));
     if vm.is_some() && !is_last {
         run.report.outcome = Outcome::Refused;
         run.report.note("its record is not understood: its next hook makes a new one");

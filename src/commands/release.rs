@@ -53,7 +53,7 @@ fn handle(
     store: Option<&Store>,
 ) -> Result<(), Error> {
     if subject.sandbox.role == Role::Workload {
-        if let Some(vm) = living_vm(run, subject, known)? {
+        if let Some(vm) = living_vm(run, subject, known) {
             return forget_container(run, subject, known, vm, store);
         }
     }
@@ -72,17 +72,16 @@ enum Living {
 }
 
 /// The VMM, if it lives.
-fn living_vm(run: &mut Run, subject: &Subject, record: &Record) -> Result<Option<Living>, Error> {
+fn living_vm(run: &mut Run, subject: &Subject, record: &Record) -> Option<Living> {
     if record.vmm().is_some() && lives(run, record) {
-        return Ok(Some(Living::Unread));
+        return Some(Living::Unread);
     }
-    let mounts = Mounts::read(&run.host.proc)?;
-    let found = vm::find(run, subject.clues(), record, &mounts, None);
+    let found = vm::find(run, subject.clues(), record);
     let is_refused = run.report.outcome == Outcome::Refused && record.vmm().is_none();
     if !is_refused {
         run.report.notes.clear();
     }
-    Ok(found.map(Living::Found).or(is_refused.then_some(Living::Unread)))
+    found.map(Living::Found).or(is_refused.then_some(Living::Unread))
 }
 
 /// Whether the sandbox's VMM is known to have ended.
@@ -112,7 +111,8 @@ fn forget_container(run: &mut Run, subject: &Subject, known: &Record, vm: Living
         containers::join_siblings(run, &mut record, &subject.state.bundle, vm)?;
     }
     if !record.containers.is_empty() {
-        return settle(run, subject.clues(), Change { known, record, pod: None, store }, vm);
+        let mounts = Mounts::read(&run.host.proc)?;
+        return settle(run, subject.clues(), &mounts, Change { known, record, pod: None, store }, vm);
     }
     if run.report.outcome != Outcome::Refused {
         run.report.outcome = Outcome::Unchanged;

@@ -20,8 +20,8 @@ use crate::record::{Progress, Record};
 use crate::status::groups::Search;
 use crate::status::limit::{self, Asked};
 use crate::status::{Container, Group, Sandbox, VcpuCount, Verdict, Vmm, verdict, words};
-use crate::vmm::Vm;
 use crate::vmm::runtime::RuntimeDirs;
+use crate::vmm::{Member, Vm};
 
 /// Looks at the sandbox `id`, of which there is this record (without one in it, it is not understood) and these marked groups that no
 /// record knows; `None` if there is nothing of it.
@@ -35,7 +35,12 @@ pub(super) fn sandbox(
     let known = recorded.and_then(Option::as_ref);
     let record = known.cloned().unwrap_or_else(|| reconcile::record_of(id, marked));
     let dirs = RuntimeDirs::of(id, &run.config.runtime_dirs, run.host.owner);
-    let vm = vm::find(run, Clues { dirs: &dirs, hint: None }, &record, mounts, Some(Instant::now()));
+    let clues = Clues { dirs: &dirs, hint: None };
+    let vm = vm::find(run, clues, &record).and_then(|mut vm| {
+        let lives = vm::look(run, clues, &record, mounts, &mut vm, Some(Instant::now()));
+        vm.processes.iter_mut().for_each(Member::read_groups);
+        lives.then_some(vm)
+    });
     let is_torn = recorded.is_some() && known.is_none();
     let seen = Seen { run, mounts, record, known, is_torn, marked, reasons: Vec::new() };
     match vm {

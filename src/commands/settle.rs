@@ -40,9 +40,9 @@ pub(super) const BOUND_TO_SHIM: &str = "the VMM is the container runtime's shim,
 
 /// Brings the sandbox to where it should be, and keeps the record in step. `vm` is what was found of the VM just now, if it
 /// was looked for.
-pub(super) fn settle(run: &mut Run, clues: Clues, mut change: Change, vm: Option<Vm>) -> Result<(), Error> {
+pub(super) fn settle(run: &mut Run, clues: Clues, mounts: &Mounts, mut change: Change, vm: Option<Vm>) -> Result<(), Error> {
     let mut done = Done::default();
-    let result = converge(run, clues, &mut change, vm, &mut done);
+    let result = converge(run, clues, mounts, &mut change, vm, &mut done);
     run.report.created = done.created;
     run.report.moved = done.moved;
     let kept = match result {
@@ -60,21 +60,29 @@ pub(super) fn settle(run: &mut Run, clues: Clues, mut change: Change, vm: Option
 }
 
 /// Read, plan, apply until nothing is left to do; false if the VM is gone.
-fn converge(run: &mut Run, clues: Clues, change: &mut Change, mut found: Option<Vm>, done: &mut Done) -> Result<bool, Error> {
-    let mounts = Mounts::read(&run.host.proc)?;
+fn converge(
+    run: &mut Run,
+    clues: Clues,
+    mounts: &Mounts,
+    change: &mut Change,
+    found: Option<Vm>,
+    done: &mut Done,
+) -> Result<bool, Error> {
     let record = &mut change.record;
     let path = SandboxPath::recorded(&record.path).ok_or_else(|| {
         Error::Unsettled("the record names no place for the sandbox's groups: its next hook writes one".into())
     })?;
-    let mut patience = Some(Instant::now()).filter(|_| found.is_none());
-    let (mut tries, mut refused, mut brought_in) = (Tries::default(), None::<Error>, None);
+    let Some(mut vm) = found.or_else(|| vm::find(run, clues, record)) else {
+        return Ok(false);
+    };
+    let mut patience = Some(Instant::now());
+    let (mut tries, mut refused) = (Tries::default(), None::<Error>);
     loop {
         run.deadline.check("look at the VMM's threads")?;
-        let Some(mut vm) = found.take().or_else(|| vm::find(run, clues, record, &mounts, patience.take())) else {
+        if !vm::look(run, clues, record, mounts, &mut vm, patience.take()) {
             return Ok(false);
-        };
-        vm.brought_in.clone_from(&brought_in);
-        let sites = cgroup::survey(&mounts, &path, run.config.domain, &vm, record)?;
+        }
+        let sites = cgroup::survey(mounts, &path, run.config.domain, &vm, record)?;
         refuse_taken(run, &sites, record)?;
         // Later there are groups that this run made.
         if done.created == 0 {
@@ -82,7 +90,7 @@ fn converge(run: &mut Run, clues: Clues, change: &mut Change, mut found: Option<
         }
         containers::note_resize(record, change.known, cgroup::limit_of_pod(&sites, &path));
         let demand = containers::demand(record, &vm, change.pod.as_ref(), &mut run.report.notes)?;
-        let plan = match plan::place(&vm, &sites, &demand) {
+        let plan = match plan::place_who_is_elsewhere(&mut vm, &sites, &demand) {
             // Another hook may have made it just now, and be about to fill it.
             Err(error @ Error::EmptyCpuset { .. }) if run.may_change => {
                 tries.again_after(error, run.deadline)?;
@@ -94,10 +102,10 @@ fn converge(run: &mut Run, clues: Clues, change: &mut Change, mut found: Option<
             return Err(error);
         }
         report(run, &vm, &plan);
-        if is_bound_to_shim(&vm, &mounts, &sites) {
+        if is_bound_to_shim(&vm, mounts, &sites) {
             run.report.note(BOUND_TO_SHIM);
         }
-        let is_news = bookkeeping::update(record, &mounts, &vm, &sites);
+        let is_news = bookkeeping::update(record, mounts, &vm, &sites);
         let Some(store) = change.store.filter(|_| !plan.steps.is_empty()) else {
             run.print(&plan);
             return Ok(true);
@@ -110,7 +118,7 @@ fn converge(run: &mut Run, clues: Clues, change: &mut Change, mut found: Option<
             store.save(record)?;
         }
         if plan.brings_in(&vm, &sites) {
-            brought_in = Some(vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect());
+            vm.brought_in = Some(vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect());
         }
         let apply = Apply { proc: &run.host.proc, deadline: run.deadline, mark: run.mark(&record.sandbox) };
         apply.mark_ours(&sites);
@@ -217,7 +225,8 @@ fn undo(run: &mut Run, change: &Change, done: &mut Done, cause: Option<Error>) -
 pub(super) fn refuse_taken(run: &Run, sites: &[Site], record: &Record) -> Result<(), Error> {
     for site in sites {
         let mark = site.own().and_then(|own| own.mark.clone()).filter(|mark| *mark != record.sandbox);
-        let (Some(owner), Some(group)) = (mark, site.group.open()?) else { continue };
+        let Some(owner) = mark else { continue };
+        let Some(group) = site.group.open()? else { continue };
         let store = Store::open_existing(&run.config.state_dir, run.host.owner)?;
         if store.is_some_and(|store| store.has(&owner)) || !group.members(site.group.threads_file())?.is_empty() {
             return Err(Error::Taken { path: site.group.absolute(), owner });

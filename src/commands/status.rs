@@ -22,7 +22,7 @@ use crate::vmm::runtime;
 /// Shows the sandboxes.
 pub fn run(options: &cli::Status, host: &Host) -> Exit {
     let failed = |error: &Error| Exit::failed("status", &[printable(&error.to_string())]);
-    let config = match Config::load(options.config.as_deref(), host.is_root().then_some(host.owner)) {
+    let config = match Config::load(options.config.as_deref(), host.owner, || host.is_root()) {
         Ok(config) => config,
         Err(error) => return failed(&error),
     };

@@ -7,11 +7,12 @@ use crate::commands::Run;
 use crate::config::LogLevel;
 use crate::deadline::Backoff;
 use crate::log::Outcome;
+use crate::proc::Process;
 use crate::record::Record;
 use crate::vmm::debugfs::Debugfs;
-use crate::vmm::find::Search;
-use crate::vmm::kinds::{Kind, Role};
-use crate::vmm::runtime::RuntimeDirs;
+use crate::vmm::find::{Refused, Search};
+use crate::vmm::kinds::Role;
+use crate::vmm::runtime::{Claim, RuntimeDirs};
 use crate::vmm::{Member, Vm, vcpu};
 
 /// How long a run waits in all for vCPU threads that cannot be told yet.
@@ -25,22 +26,12 @@ pub(super) struct Clues<'a> {
     pub(super) hint: Option<i32>,
 }
 
-/// Finds the VM; `None`, with the reason in the report, if there is none that proves itself. With `patience`, a time since when
-/// it is waited, vCPU threads that cannot be told yet are waited for.
-pub(super) fn find(run: &mut Run, clues: Clues, record: &Record, mounts: &Mounts, patience: Option<Instant>) -> Option<Vm> {
+/// Finds the VM, of which [`look`] reads the rest; `None`, with the reason in the report, if there is no VMM that proves itself.
+pub(super) fn find(run: &mut Run, clues: Clues, record: &Record) -> Option<Vm> {
     let (owner, recorded) = (run.host.owner, record.identities());
     let said = clues.dirs.read(owner);
-    let search = Search {
-        proc: &run.host.proc,
-        kinds: &run.config.kinds,
-        dirs: clues.dirs,
-        claims: &said.claims,
-        hint: clues.hint,
-        parent: run.host.parent,
-        recorded: &recorded,
-        owner,
-    };
-    let found = search.find();
+    let parent = nix::unistd::getppid().as_raw();
+    let found = Search { parent: Some(parent), ..search(run, clues, &said.claims, &recorded) }.find();
     // It may name more of the VM's processes.
     let unread: Vec<&String> = clues.dirs.refused.iter().chain(&said.refused).collect();
     let is_told = found.vmm.is_none() || run.config.log_level == LogLevel::Debug;
@@ -54,25 +45,88 @@ pub(super) fn find(run: &mut Run, clues: Clues, record: &Record, mounts: &Mounts
         run.report.outcome = if refused.is_empty() { Outcome::NotYet } else { Outcome::Refused };
         return None;
     };
-    let kind = vmm.kind;
-    let helpers = found.helpers.into_iter();
-    let mut vm = Vm {
+    let (kind, pid) = (vmm.kind, vmm.process.pid);
+    let shims = found.shims.into_iter().map(|shim| shim.process).filter(|shim| shim.pid != pid);
+    Some(Vm {
         kind: kind.name.clone(),
         is_shim: run.config.kinds.is_shim_too(kind),
-        processes: vec![Member::read(vmm.process, vmm.start, Role::Vmm)],
+        shims: shims.collect(),
+        processes: vec![Member::new(vmm.process, vmm.start, Role::Vmm)],
         vcpus: vcpu::Vcpus::default(),
+        claims: said.claims,
         containers: said.containers,
         brought_in: None,
-    };
-    vm.processes.extend(helpers.map(|helper| Member::read(helper.process, helper.start, Role::Helper)));
-    tell_vcpus(run, &mut vm, kind, mounts, patience);
-    // It may have ended while it was read: then there is none.
-    if vm.vmm().is_none_or(|vmm| vmm.threads.is_empty()) {
+    })
+}
+
+fn search<'a>(run: &Run<'a>, clues: Clues<'a>, claims: &'a [Claim], recorded: &'a [(i32, u64)]) -> Search<'a> {
+    Search {
+        proc: &run.host.proc,
+        kinds: &run.config.kinds,
+        dirs: clues.dirs,
+        claims,
+        hint: clues.hint,
+        parent: None,
+        recorded,
+        owner: run.host.owner,
+    }
+}
+
+/// Looks at the VM's threads, and for helpers that were started since; false, with the reason in the report, if it has ended. With
+/// `patience`, a time since when it is waited, vCPU threads that cannot be told yet are waited for.
+///
+/// Who has proved himself is held open and is the same as long as he can be read. Where all vCPU threads are known, they are asked
+/// for again only if there are other threads than before: whoever is a vCPU's stays that.
+pub(super) fn look(
+    run: &mut Run,
+    clues: Clues,
+    record: &Record,
+    mounts: &Mounts,
+    vm: &mut Vm,
+    patience: Option<Instant>,
+) -> bool {
+    let are_known = vm.vcpus.are_all_known();
+    let mut is_news = !are_known;
+    for member in &mut vm.processes {
+        if member.role == Role::Vmm && !are_known {
+            member.read_threads();
+        } else {
+            let has_changed = member.look();
+            is_news |= has_changed && member.role == Role::Vmm;
+        }
+    }
+    if is_news {
+        tell_vcpus(run, vm, mounts, patience);
+    }
+    add_helpers(run, clues, record, vm);
+    let lives = vm.vmm().is_some_and(|vmm| !vmm.threads.is_empty());
+    if !lives {
         run.report.outcome = Outcome::NotYet;
         run.report.note("the VMM ended meanwhile");
-        return None;
     }
-    Some(vm)
+    lives
+}
+
+/// Adds the helpers that are named, and those that the shims, the VMM and its helpers have started, if they are not known yet. A vCPU
+/// thread runs its guest and starts nobody.
+fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) {
+    let started = |member: &Member| -> Vec<i32> {
+        let others = member.threads.iter().filter(|thread| !vm.is_vcpu(thread.tid));
+        others.flat_map(|thread| member.process.children_of(thread.tid)).collect()
+    };
+    let mut children: Vec<i32> = vm.shims.iter().flat_map(Process::children).collect();
+    children.extend(vm.processes.iter().flat_map(started));
+    let known: Vec<i32> = vm.processes.iter().map(|member| member.process.pid).collect();
+    let (recorded, mut refused) = (record.identities(), Refused::default());
+    for helper in search(run, clues, &vm.claims, &recorded).helpers(children, &known, &mut refused) {
+        let mut member = Member::new(helper.process, helper.start, Role::Helper);
+        member.look();
+        vm.processes.push(member);
+    }
+    let hinted = refused.hinted.iter().filter(|_| run.config.log_level == LogLevel::Debug);
+    for why in refused.named.iter().chain(hinted) {
+        run.report.note(why);
+    }
 }
 
 /// Says that there is no VMM to do anything for; of those that were refused it has been said.
@@ -91,11 +145,12 @@ pub(super) fn absence(dirs: &RuntimeDirs) -> String {
 }
 
 /// Tells the vCPU threads; with `patience`, waits a little for those that cannot be told yet.
-fn tell_vcpus(run: &Run, vm: &mut Vm, kind: &Kind, mounts: &Mounts, patience: Option<Instant>) {
+fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>) {
     let debugfs = Debugfs::open(mounts.debugfs.as_deref()).ok();
+    let patterns = run.config.kinds.of_name(&vm.kind).map_or(&[][..], |kind| kind.vcpu_threads.as_slice());
     let mut backoff = Backoff::default();
     while let Some(vmm) = vm.processes.first_mut() {
-        let told = vcpu::of(&vmm.process, &vmm.threads, &kind.vcpu_threads, debugfs.as_ref());
+        let told = vcpu::of(&vmm.process, &vmm.threads, patterns, debugfs.as_ref());
         vm.vcpus = told.unwrap_or_default();
         let is_worth_waiting = patience.is_some_and(|since| since.elapsed() < PATIENCE);
         if !vm.vcpus.is_partial() || !is_worth_waiting || run.deadline.left().is_zero() {

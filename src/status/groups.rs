@@ -11,7 +11,7 @@ use crate::proc::Proc;
 use crate::record::Record;
 use crate::status::{Group, Thread, ThreadRole, Throttled};
 use crate::vmm::kinds::Role;
-use crate::vmm::{Member, Vm};
+use crate::vmm::{self, Member, Vm};
 
 /// Where a sandbox is looked for.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Search<'_> {
         let mut places = Vec::new();
         let threads = || self.members().iter().flat_map(|member| &member.threads);
         for hierarchy in &self.mounts.hierarchies {
-            for place in threads().filter_map(|thread| hierarchy.place_in(&thread.groups)) {
+            for place in threads().filter_map(|thread| hierarchy.place_in(thread.groups.as_ref()?)) {
                 let place = GroupPath::new(hierarchy, place);
                 if !places.contains(&place) {
                     places.push(place);
@@ -95,8 +95,12 @@ impl Search<'_> {
     /// The VM's threads that are in a group itself.
     fn threads_in(&self, path: &GroupPath) -> Vec<Thread> {
         let mut threads = Vec::new();
+        let is_here = |thread: &&vmm::Thread| {
+            let place = thread.groups.as_ref().and_then(|groups| path.hierarchy.place_in(groups));
+            place == Some(path.rel.as_path())
+        };
         for member in self.members() {
-            let here = member.threads.iter().filter(|thread| path.hierarchy.place_in(&thread.groups) == Some(&path.rel));
+            let here = member.threads.iter().filter(is_here);
             threads.extend(here.map(|thread| self.thread(member.process.pid, thread.tid, &thread.name)));
         }
         threads

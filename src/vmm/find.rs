@@ -6,6 +6,7 @@
 //! namespace, it did not start after the file that names it was written, and its arguments name this sandbox. Names of
 //! processes and threads prove nothing; neither does being somebody's child, except of a process that has proved itself.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::foreign;
 use crate::proc::{Proc, Process};
 use crate::vmm::kinds::{Kind, Kinds, Role};
 use crate::vmm::runtime::{Claim, RuntimeDirs};
+use crate::vmm::vcpu::VM;
 
 /// Where to look, and for whom.
 #[derive(Debug)]
@@ -29,7 +31,7 @@ pub struct Search<'a> {
     /// The state's pid.
     pub hint: Option<i32>,
     /// The process that started us: the runtime's shim, where the runtime runs hooks itself.
-    pub parent: i32,
+    pub parent: Option<i32>,
     /// Pid and start time of the processes in the sandbox's record.
     pub recorded: &'a [(i32, u64)],
     /// Whose the runtime directories are: root.
@@ -50,7 +52,7 @@ pub struct Proven<'a> {
 pub struct Found<'a> {
     /// The VMM; none before the VM is started.
     pub vmm: Option<Proven<'a>>,
-    pub helpers: Vec<Proven<'a>>,
+    pub shims: Vec<Proven<'a>>,
     pub refused: Refused,
 }
 
@@ -115,18 +117,38 @@ impl From<Errno> for Doubt {
 }
 
 impl<'a> Search<'a> {
-    /// Finds the VMM and its helpers.
+    /// Finds the VMM.
     pub fn find(&self) -> Found<'a> {
         let mut found = Found::default();
-        let shims = self.shims(&mut found.refused);
-        found.vmm = self.vmm(&shims, &mut found.refused);
-        if let Some(vmm) = &found.vmm {
-            let started_helpers: Vec<i32> = shims.iter().chain([vmm]).flat_map(|proven| proven.process.children()).collect();
-            let mut helpers = self.claimed_helpers(&mut found.refused);
-            self.add_children(started_helpers, &mut helpers, &mut found.refused);
-            found.helpers = helpers;
-        }
+        found.shims = self.shims(&mut found.refused);
+        found.vmm = self.vmm(&found.shims, &mut found.refused);
         found
+    }
+
+    /// The helpers but for those that are known: that a file or the record names, that are among `children` of processes that have
+    /// proved themselves, and theirs: virtiofsd forks one that does the work.
+    pub fn helpers(&self, children: Vec<i32>, known: &[i32], refused: &mut Refused) -> Vec<Proven<'a>> {
+        let claimed = self.claims.iter().filter(|claim| claim.role == Role::Helper);
+        let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
+        let mut candidates: VecDeque<(i32, Source<'_>)> =
+            claimed.map(|claim| (claim.pid, Source::File(claim))).chain(recorded).collect();
+        candidates.extend(children.into_iter().map(|pid| (pid, Source::Child)));
+        let mut helpers: Vec<Proven<'a>> = Vec::new();
+        while let Some((pid, source)) = candidates.pop_front() {
+            let is_known = |pid: i32| known.contains(&pid) || helpers.iter().any(|helper| helper.process.pid == pid);
+            if is_known(pid) {
+                continue;
+            }
+            match self.prove(pid, Role::Helper, source) {
+                Ok(helper) if !is_known(helper.process.pid) => {
+                    candidates.extend(helper.process.children().into_iter().map(|pid| (pid, Source::Child)));
+                    helpers.push(helper);
+                }
+                Ok(_) => {}
+                Err(doubt) => refused.add(pid, &doubt, source),
+            }
+        }
+        helpers
     }
 
     /// The first that proves to be the VMM: named by a file, known from before, hinted at, or the child of a shim.
@@ -157,7 +179,7 @@ impl<'a> Search<'a> {
     /// The container runtime's shim: our parent, or the process of the state's pid.
     fn shims(&self, refused: &mut Refused) -> Vec<Proven<'a>> {
         let mut shims: Vec<Proven<'a>> = Vec::new();
-        for pid in [Some(self.parent), self.hint].into_iter().flatten() {
+        for pid in [self.parent, self.hint].into_iter().flatten() {
             match self.prove(pid, Role::Shim, Source::Hint) {
                 Ok(shim) if shims.iter().all(|known| known.process.pid != shim.process.pid) => shims.push(shim),
                 Ok(_) => {}
@@ -165,42 +187,6 @@ impl<'a> Search<'a> {
             }
         }
         shims
-    }
-
-    fn claimed_helpers(&self, refused: &mut Refused) -> Vec<Proven<'a>> {
-        let mut helpers = Vec::new();
-        for claim in self.claims.iter().filter(|claim| claim.role == Role::Helper) {
-            let source = Source::File(claim);
-            self.add_helper(claim.pid, source, &mut helpers, refused);
-        }
-        for &(pid, start) in self.recorded {
-            self.add_helper(pid, Source::Record { start }, &mut helpers, refused);
-        }
-        helpers
-    }
-
-    /// Adds the helpers among `children`, and theirs: virtiofsd forks one that does the work.
-    fn add_children(&self, children: Vec<i32>, helpers: &mut Vec<Proven<'a>>, refused: &mut Refused) {
-        for pid in children {
-            self.add_helper(pid, Source::Child, helpers, refused);
-        }
-        let mut next = 0;
-        while let Some(helper) = helpers.get(next) {
-            for pid in helper.process.children() {
-                self.add_helper(pid, Source::Child, helpers, refused);
-            }
-            next += 1;
-        }
-    }
-
-    fn add_helper(&self, pid: i32, source: Source<'_>, helpers: &mut Vec<Proven<'a>>, refused: &mut Refused) {
-        if helpers.iter().any(|known| known.process.pid == pid) {
-            return;
-        }
-        match self.prove(pid, Role::Helper, source) {
-            Ok(helper) => helpers.push(helper),
-            Err(doubt) => refused.add(pid, &doubt, source),
-        }
     }
 
     /// Checks the process of thread `id` against everything that can be known of one in `role`.
@@ -262,8 +248,7 @@ impl<'a> Search<'a> {
 
     /// A shim is a VMM only where it holds a virtual machine itself.
     fn may_be_vmm(&self, kind: &Kind, process: &Process) -> bool {
-        !self.kinds.is_shim_too(kind)
-            || process.descriptors().is_ok_and(|open| open.iter().any(|(_, what)| what == b"anon_inode:kvm-vm"))
+        !self.kinds.is_shim_too(kind) || process.descriptor_of(VM).is_ok_and(|vm| vm.is_some())
     }
 
     /// Whether what a process runs is the file at `path` in our mount namespace, and nobody but its owner can have changed it.
@@ -338,12 +323,16 @@ mod tests {
                 dirs: &dirs,
                 claims: &self.claims,
                 hint: self.hint,
-                parent: self.parent,
+                parent: Some(self.parent),
                 recorded: &self.recorded,
                 owner: self.us,
             };
-            let found = search.find();
-            let helpers = found.helpers.iter().map(|helper| helper.process.pid).collect();
+            let mut found = search.find();
+            let proven = found.shims.iter().chain(&found.vmm);
+            let children = proven.flat_map(|one| one.process.children()).collect();
+            let known = found.vmm.as_ref().map(|vmm| vmm.process.pid);
+            let helpers = known.map_or(Vec::new(), |vmm| search.helpers(children, &[vmm], &mut found.refused));
+            let helpers = helpers.iter().map(|helper| helper.process.pid).collect();
             (found.vmm.map(|vmm| vmm.process.pid), helpers, [found.refused.named, found.refused.hinted].concat())
         }
     }

@@ -8,9 +8,9 @@ pub mod vcpu;
 
 use nix::errno::Errno;
 
-use crate::proc::{Membership, Process};
+use crate::proc::{Membership, Process, Stat};
 use crate::vmm::kinds::Role;
-use crate::vmm::runtime::NamedContainer;
+use crate::vmm::runtime::{Claim, NamedContainer};
 use crate::vmm::vcpu::Vcpus;
 
 /// A running VM, as far as it is placed.
@@ -24,7 +24,11 @@ pub struct Vm {
     pub vcpus: Vcpus,
     /// The VMM is the container runtime's shim itself (Dragonball): its process is never moved.
     pub is_shim: bool,
-    /// The containers in it that Kata's own files name.
+    /// The sandbox's shims, whose children may be helpers; not one that is the VMM.
+    pub shims: Vec<Process>,
+    /// The processes that Kata's own files name.
+    pub claims: Vec<Claim>,
+    /// The containers in it that they name.
     pub containers: Vec<NamedContainer>,
     /// This run has put the whole VMM under the vCPUs' limit, when these threads were told to be vCPUs: whoever else is there came
     /// along, or was born there since.
@@ -66,36 +70,66 @@ pub struct Thread {
     pub is_user_worker: bool,
     /// Ticks spent running a guest.
     pub guest_time: u64,
-    /// The groups it is in.
-    pub groups: Membership,
+    /// The groups it is in, once it has been asked: the lists of the sandbox's own groups tell of most.
+    pub groups: Option<Membership>,
 }
 
 impl Member {
-    /// A process with its threads.
-    pub fn read(process: Process, start: u64, role: Role) -> Self {
-        let mut member = Self { process, start, role, threads: Vec::new() };
-        member.read_threads();
-        member
+    /// A process of which the threads are still to be read.
+    pub fn new(process: Process, start: u64, role: Role) -> Self {
+        Self { process, start, role, threads: Vec::new() }
     }
 
-    /// Reads its threads anew; one that ends meanwhile is left out. If they cannot be listed, what was known of them stays.
+    /// Reads its threads, unless they are those that are known; true if they were read. One that ends meanwhile is left out. If they
+    /// cannot be listed, what was known of them stays.
+    pub fn look(&mut self) -> bool {
+        let Some(tids) = self.tids() else { return false };
+        let is_news = !self.threads.iter().map(|thread| thread.tid).eq(tids.iter().copied());
+        if is_news {
+            self.read(&tids);
+        }
+        self.locate_first();
+        is_news
+    }
+
+    /// Reads its threads anew, with what they do now.
     pub fn read_threads(&mut self) {
-        let thread = |tid: i32| {
-            let stat = self.process.thread_stat(tid).ok().filter(|stat| !stat.is_dead())?;
-            Some(Thread {
-                tid,
-                start: stat.start,
-                name: stat.name,
-                is_user_worker: stat.is_user_worker,
-                guest_time: stat.guest_time,
-                groups: self.process.membership(tid).ok()?,
-            })
+        if let Some(tids) = self.tids() {
+            self.read(&tids);
+            self.locate_first();
+        }
+    }
+
+    fn tids(&self) -> Option<Vec<i32>> {
+        match self.process.threads() {
+            Err(Errno::ENOENT | Errno::ESRCH) => Some(Vec::new()),
+            tids => tids.ok(),
+        }
+    }
+
+    fn read(&mut self, tids: &[i32]) {
+        let thread = |tid: &i32| {
+            let stat = self.process.thread_stat(*tid).ok().filter(|stat| !stat.is_dead())?;
+            let Stat { start, name, is_user_worker, guest_time, .. } = stat;
+            Some(Thread { tid: *tid, start, name, is_user_worker, guest_time, groups: None })
         };
-        self.threads = match self.process.threads() {
-            Ok(tids) => tids.into_iter().filter_map(thread).collect(),
-            Err(Errno::ENOENT | Errno::ESRCH) => Vec::new(),
-            Err(_) => return,
-        };
+        self.threads = tids.iter().filter_map(thread).collect();
+    }
+
+    /// Asks the first thread where it is; the others may be elsewhere by now.
+    fn locate_first(&mut self) {
+        for thread in &mut self.threads {
+            let is_first = thread.tid == self.process.pid;
+            thread.groups = is_first.then(|| self.process.membership(thread.tid).ok()).flatten();
+        }
+    }
+
+    /// Asks every thread where it is; one that has ended is left out.
+    pub fn read_groups(&mut self) {
+        self.threads.retain_mut(|thread| {
+            thread.groups = self.process.membership(thread.tid).ok();
+            thread.groups.is_some()
+        });
     }
 
     /// Its first thread, whose number is the process's; another where that could not be read.
@@ -106,5 +140,28 @@ impl Member {
     /// Its thread of this number.
     pub fn thread(&self, tid: i32) -> Option<&Thread> {
         self.threads.get(self.threads.binary_search_by_key(&tid, |thread| thread.tid).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Fake, FakeProc};
+
+    #[test]
+    fn threads_are_read_again_where_others_have_come_and_asked_where_they_are_only_on_demand() {
+        let host = FakeProc::new();
+        host.add(&Fake { threads: vec![101], ..Fake::default() });
+        let mut member = Member::new(host.proc().process(100).unwrap().unwrap(), 6000, Role::Vmm);
+        let asked = |member: &Member| -> Vec<bool> { member.threads.iter().map(|thread| thread.groups.is_some()).collect() };
+        assert!(member.look());
+        assert_eq!(asked(&member), [true, false], "the first alone");
+        member.read_groups();
+        assert_eq!(asked(&member), [true, true]);
+        assert!(!member.look());
+        assert_eq!(asked(&member), [true, false], "the others may be elsewhere by now");
+        host.add(&Fake { threads: vec![101, 102], ..Fake::default() });
+        assert!(member.look());
+        assert_eq!(member.threads.len(), 3);
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, lstat};
 use oci_spec::runtime::LinuxCpu;
 use serde::Deserialize;
 
@@ -171,11 +171,15 @@ fn open_below(root: &Path, sandbox: &str, owner: u32) -> Result<Option<RuntimeDi
     let failed = |path: &Path, errno: Errno| {
         if unseen(errno) { Ok(None) } else { Err(format!("open {}: {errno}", path.display())) }
     };
+    let named = root.join(sandbox);
+    // Of nearly every container there is none, and then this is all that is asked.
+    if let Err(errno) = lstat(&named) {
+        return failed(&named, errno);
+    }
     let root_fd = match openat(AT_FDCWD, root, dir, Mode::empty()) {
         Ok(fd) => fd,
         Err(errno) => return failed(root, errno),
     };
-    let named = root.join(sandbox);
     let name = match fstatat(&root_fd, sandbox, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Err(errno) => return failed(&named, errno),
         Ok(stat) if is_link(&stat) => {

@@ -16,6 +16,8 @@ use crate::vmm::Thread;
 use crate::vmm::debugfs::{self, Debugfs};
 use crate::vmm::kinds::Pattern;
 
+/// What a descriptor of a virtual machine is of.
+pub const VM: &[u8] = b"anon_inode:kvm-vm";
 /// `ioctl` and its request KVM_RUN (linux/kvm.h: `_IO(0xAE, 0x80)`).
 const KVM_RUN: u64 = 0xae80;
 #[cfg(target_arch = "x86_64")]
@@ -162,8 +164,11 @@ impl Vcpus {
 
 /// Tells the vCPU threads of `process` from what /proc and debugfs show now.
 pub fn of(process: &Process, threads: &[Thread], patterns: &[Pattern], debugfs: Option<&Debugfs>) -> Result<Vcpus, Errno> {
+    if let Some(told) = debugfs.and_then(|debugfs| by_kvm_alone(process, threads, debugfs)) {
+        return Ok(told);
+    }
     let open = process.descriptors()?;
-    let vms: Vec<u64> = open.iter().filter(|(_, what)| what == b"anon_inode:kvm-vm").map(|(fd, _)| *fd).collect();
+    let vms: Vec<u64> = open.iter().filter(|(_, what)| what == VM).map(|(fd, _)| *fd).collect();
     let vcpu = |what: &[u8]| std::str::from_utf8(what.strip_prefix(b"anon_inode:kvm-vcpu:")?).ok()?.parse().ok();
     let descriptors = open.iter().filter_map(|(fd, what)| Some((*fd, vcpu(what)?))).collect();
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
@@ -172,10 +177,20 @@ pub fn of(process: &Process, threads: &[Thread], patterns: &[Pattern], debugfs: 
     Ok(signs.tell(|tid| process.system_call(tid).ok().flatten(), |tid| process.thread_stat(tid).is_ok()))
 }
 
+/// The vCPU threads where KVM alone tells them all, without a look at the descriptor of each: it makes both in the same call
+/// (`kvm_vm_ioctl_create_vcpu`).
+fn by_kvm_alone(process: &Process, threads: &[Thread], debugfs: &Debugfs) -> Option<Vcpus> {
+    let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+    let vm = process.descriptor_of(VM).ok()??;
+    let known = debugfs.vcpus(&tids, &[vm])?;
+    let descriptors = known.iter().map(|vcpu| (u64::from(vcpu.index), vcpu.index)).collect();
+    let signs = Signs { threads, patterns: &[], descriptors: &descriptors, debugfs: Some(&known) };
+    Some(signs.tell(|_| None, |tid| process.thread_stat(tid).is_ok())).filter(|told| !told.is_partial())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proc::Membership;
 
     /// Threads as (tid, name); descriptors 14 and 15 are of vCPU 0 and 1.
     struct Vmm {
@@ -193,7 +208,7 @@ mod tests {
                 name: name.as_bytes().to_vec(),
                 is_user_worker: false,
                 guest_time: 0,
-                groups: Membership::default(),
+                groups: None,
             };
             let threads = (1..).zip(names).map(thread).collect();
             let descriptors = BTreeMap::from([(14, 0), (15, 1)]);

@@ -43,13 +43,13 @@ fn offence(env: &Env, call: &Call) -> Option<&'static str> {
     match call.name.as_str() {
         name if NEVER.contains(&name) => Some("a call that no run makes"),
         "socket" if !has("AF_UNIX, SOCK_DGRAM") => Some("a socket that is not the log's"),
-        "openat" if (has("O_CREAT") || has("O_TRUNC")) && !is_in_state => {
+        "openat" | "openat2" if (has("O_CREAT") || has("O_TRUNC")) && !is_in_state => {
             Some("a file made or emptied outside of the state directory")
         }
-        "openat" if (has("O_WRONLY") || has("O_RDWR")) && !has("O_NOFOLLOW") => {
+        "openat" | "openat2" if (has("O_WRONLY") || has("O_RDWR")) && !has("O_NOFOLLOW") => {
             Some("a link that would be followed to be written")
         }
-        "openat" if (has("O_WRONLY") || has("O_RDWR")) && !is_in_state && !call.is_on_group() => {
+        "openat" | "openat2" if (has("O_WRONLY") || has("O_RDWR")) && !is_in_state && !call.is_on_group() => {
             Some("a write to somebody else's")
         }
         "mkdirat" | "unlinkat" | "renameat" if !is_in_state && !call.is_on_group() => {

@@ -52,7 +52,7 @@ pub(crate) enum On {
 }
 
 /// The calls that take a name after the directory.
-const WITH_NAME: [&str; 7] = ["openat", "mkdirat", "unlinkat", "renameat", "newfstatat", "readlinkat", "statx"];
+const WITH_NAME: [&str; 8] = ["openat", "openat2", "mkdirat", "unlinkat", "renameat", "newfstatat", "readlinkat", "statx"];
 
 impl Call {
     /// `4711 openat(5</sys/fs/cgroup/cpu>, "kata", O_RDONLY) = 6</sys/fs/cgroup/cpu/kata>`
@@ -66,6 +66,10 @@ impl Call {
             named => format!("{at}/{named}"),
         };
         Some(Call { name: name.to_owned(), path, word: named.to_owned(), line: line.to_owned(), number: 0 })
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        ["openat", "openat2"].contains(&self.name.as_str())
     }
 
     pub(crate) fn file_name(&self) -> &str {
@@ -88,8 +92,7 @@ impl Call {
     /// Whether it is on what row this says.
     pub(crate) fn is_on(&self, on: On, env: &Env) -> bool {
         let is_in = |dir: &str| self.path.starts_with(&env.dir.join(dir).display().to_string());
-        let is_file =
-            ["read", "write"].contains(&self.name.as_str()) || (self.name == "openat" && !self.line.contains("O_DIRECTORY"));
+        let is_file = ["read", "write"].contains(&self.name.as_str()) || (self.is_open() && !self.line.contains("O_DIRECTORY"));
         let is_process = || self.path.strip_prefix("/proc/").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
         let is_written = || self.name == "write" || self.line.contains("O_WRONLY");
         let is_made = || self.line.contains("O_CREAT");
@@ -127,8 +130,8 @@ pub(crate) fn calls_of(env: &Env, hook: Hook) -> Vec<Call> {
         call.number = *count;
         calls.push(call);
     }
-    // Whose it is is the first that the hook asks.
-    let first = calls.iter().position(|call| call.name == "geteuid").expect("a run that asks who it is");
+    // The configuration is the first that the hook asks for.
+    let first = calls.iter().position(|call| call.is_on(On::Config, env)).expect("a run that reads its configuration");
     calls.split_off(first)
 }
 

@@ -34,7 +34,8 @@ pub fn parts(mounts: &Mounts) -> Vec<(&Rc<Hierarchy>, Part)> {
 
 fn site(group: GroupPath, part: Part, vm: &Vm, record: &Record) -> Result<Site, Error> {
     let levels = site::levels(&group, record)?;
-    let mut site = Site { part, levels, group, is_adopted: false, pod: Vec::new(), neighbours: Vec::new() };
+    let mut site =
+        Site { part, levels, group, is_adopted: false, pod: Vec::new(), neighbours: Vec::new(), members: Vec::new() };
     if part == Part::Unconstrained || site.own().is_none_or(|own| own.is_ours) {
         return Ok(site);
     }

@@ -36,7 +36,15 @@ pub fn survey(
     let pod = if is_in_pod { all_but_last(&levels) } else { site::levels(&pod, record)? };
     let is_foreign = |levels: &[Level]| levels.last().is_some_and(Level::is_foreign);
     let neighbours = neighbours(&group)?;
-    let domain = Site { part: Part::Unconstrained, is_adopted: is_foreign(&levels), group, levels, pod, neighbours };
+    let domain = Site {
+        part: Part::Unconstrained,
+        is_adopted: is_foreign(&levels),
+        group,
+        levels,
+        pod,
+        neighbours,
+        members: Vec::new(),
+    };
     if !hierarchy.can_hold_vcpus() {
         return Ok(vec![domain]);
     }
@@ -68,7 +76,7 @@ fn place(
 /// group: so that is the domain, if it is the sandbox's own.
 fn place_of_shim(hierarchy: &Rc<Hierarchy>, path: &SandboxPath, vm: &Vm) -> Option<GroupPath> {
     let leader = vm.vmm().and_then(|vmm| vmm.leader())?;
-    let place = hierarchy.place_in(&leader.groups)?;
+    let place = hierarchy.place_in(leader.groups.as_ref()?)?;
     [path.v2(Domain::Pod), path.unprefixed()].iter().any(|own| own == place).then(|| GroupPath::new(hierarchy, place))
 }
 
@@ -187,6 +195,8 @@ mod tests {
             processes: vec![vmm],
             vcpus: Vcpus::default(),
             is_shim: false,
+            shims: Vec::new(),
+            claims: Vec::new(),
             containers: Vec::new(),
             brought_in: None,
         }

@@ -293,6 +293,7 @@ mod tests {
             let demand = Demand::of(&[serde_json::from_str::<LinuxCpu>(demand).unwrap()]).unwrap();
             let group = self.levels.last().unwrap().path.clone();
             let site = |part, group, levels| Site {
+                members: Vec::new(),
                 pod: self.pod.clone(),
                 neighbours: self.neighbours.clone(),
                 ..testing::site(part, group, levels)
