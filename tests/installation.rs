@@ -46,8 +46,8 @@ impl Host<'_> {
         }
         fs::copy("/bin/busybox", env.dir.join("image/bin/busybox")).unwrap();
         symlink("busybox", env.dir.join("image/bin/sleep")).unwrap();
-        let podman = Podman { env, runtime: Podman::runtimes()[0] };
-        let words: Vec<String> = podman.plain().get_args().map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+        let podman = Podman::new(env, Podman::runtimes()[0]);
+        let words: Vec<String> = podman.command().get_args().map(|word| format!("'{}'", word.to_str().unwrap())).collect();
         let wrapper = format!("#!/bin/sh\nexec /usr/bin/podman {} \"$@\"\n", words.join(" "));
         write_file(&env.dir.join("bin/podman"), 0o755, &wrapper);
         Host { env, podman }

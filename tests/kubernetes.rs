@@ -179,7 +179,7 @@ struct Pod<'e> {
 impl<'e> Pod<'e> {
     /// With these options more, told `word`.
     fn start(env: &'e Env, name: &'static str, options: &[&str], word: &str) -> Pod<'e> {
-        let podman = Podman { env, runtime: Podman::runtimes()[0] };
+        let podman = Podman::new(env, Podman::runtimes()[0]);
         let (parent, dir) = (podman.cgroup_parent(), |name: &str| env.dir.join(name).display().to_string());
         let payload = format!("{}:/payload:ro", dir("payload"));
         let config = format!("{}:/config:ro", dir("configmap"));

@@ -119,7 +119,11 @@ impl Bundle {
         let state = self.state_without_annotations(id, pid);
         match &self.config["annotations"] {
             Value::Object(annotations) if !annotations.is_empty() => {
-                format!("{},\"annotations\":{}}}", state.trim_end_matches('}'), self.config["annotations"])
+                let state = format!("{},\"annotations\":{}}}", state.trim_end_matches('}'), self.config["annotations"]);
+                // Go's way with what HTML would take for its own.
+                ['<', '>', '&']
+                    .into_iter()
+                    .fold(state, |state, sign| state.replace(sign, &format!("\\u{:04x}", u32::from(sign))))
             }
             _ => state,
         }
@@ -131,13 +135,15 @@ impl Bundle {
         format!(r#"{{"ociVersion":"","id":{id},"status":"","pid":{pid},"bundle":{bundle}}}"#)
     }
 
-    /// The state as runtime-rs gives it: a version, a status, and always the container's own id.
+    /// The state as runtime-rs gives it: config.json's version, a status, and always the container's own id.
     pub(crate) fn state_of_runtime_rs(&self, status: &str, pid: i32) -> String {
-        json!({
-            "ociVersion": "1.2.0", "id": self.id, "status": status, "pid": pid,
-            "bundle": self.dir, "annotations": self.config["annotations"],
-        })
-        .to_string()
+        let mut state = json!({
+            "ociVersion": self.config["ociVersion"], "id": self.id, "status": status, "pid": pid, "bundle": self.dir,
+        });
+        if self.config["annotations"].as_object().is_some_and(|annotations| !annotations.is_empty()) {
+            state["annotations"] = self.config["annotations"].clone();
+        }
+        state.to_string()
     }
 
     /// The state as podman gives it at poststop: the container is gone, and so is its pid.

@@ -37,11 +37,11 @@ pub(crate) use hierarchy::{CONTROLLERS, CPU_CONTROLLERS, Hierarchy, Version, hie
 pub(crate) use hook::{Hook, Run, hook_binary, steps_ahead, use_binary};
 pub(crate) use limits::{Freedom, Limits, freedom_of, limits_at, share_of};
 pub(crate) use log::LogLine;
-pub(crate) use podman::Podman;
+pub(crate) use podman::{Driver, Podman};
 pub(crate) use process::{Process, Thread, children_of, cpu_ticks, is_alive, minds, start_time, threads_of};
 pub(crate) use qmp::Qmp;
 pub(crate) use refusals::{Call, On, Refused, calls_of, refuse};
-pub(crate) use sandbox::{Layout, QEMU, Sandbox, Starter, virtiofsd};
+pub(crate) use sandbox::{Layout, QEMU, Sandbox, Starter, virtiofsd, virtiofsd_arguments};
 pub(crate) use schema::{assert_valid, wrong_by};
 pub(crate) use shim::{Shim, be_a_shim};
 pub(crate) use stand_in::{StandIn, be_a_vmm, row_of_vmm, stand_in_row};

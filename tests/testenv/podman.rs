@@ -1,4 +1,6 @@
 //! podman, for tests in a virtual machine of their own: an engine on storage of this environment's.
+//!
+//! It looks for hooks where it does by itself.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +11,38 @@ use super::env::{Env, wait_until};
 /// podman on storage of this environment's own.
 pub(crate) struct Podman<'e> {
     pub env: &'e Env,
-    pub runtime: &'static str,
+    /// A name or a path.
+    pub runtime: String,
+    pub driver: Driver,
+}
+
+/// Who makes the groups of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    Cgroupfs,
+    Systemd,
+}
+
+impl Driver {
+    /// Those that this host can have, what its engines use by themselves first.
+    pub(crate) fn all() -> &'static [Driver] {
+        let has_systemd = Path::new("/run/systemd/system").is_dir();
+        if has_systemd { &[Driver::Systemd, Driver::Cgroupfs] } else { &[Driver::Cgroupfs] }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Driver::Cgroupfs => "cgroupfs",
+            Driver::Systemd => "systemd",
+        }
+    }
+}
+
+impl<'e> Podman<'e> {
+    /// With the driver that is usual here.
+    pub(crate) fn new(env: &'e Env, runtime: &str) -> Podman<'e> {
+        Podman { env, runtime: runtime.to_owned(), driver: Driver::all()[0] }
+    }
 }
 
 impl Podman<'_> {
@@ -22,17 +55,8 @@ impl Podman<'_> {
         runtimes
     }
 
-    /// With the hooks as they are in the sources.
     pub(crate) fn command(&self) -> Command {
-        let mut command = self.plain();
-        command.args(["--hooks-dir", concat!(env!("CARGO_MANIFEST_DIR"), "/hooks.d")]);
-        command
-    }
-
-    /// With the hooks of this host.
-    pub(crate) fn plain(&self) -> Command {
         let dir = |name: &str| self.env.dir.join(name).display().to_string();
-        let systemd = Path::new("/run/systemd/system").is_dir();
         let mut command = Command::new("podman");
         command.args([
             "--root",
@@ -44,14 +68,17 @@ impl Podman<'_> {
             "--events-backend",
             "file",
         ]);
-        command.args(["--cgroup-manager", if systemd { "systemd" } else { "cgroupfs" }, "--runtime", self.runtime]);
+        command.args(["--cgroup-manager", self.driver.word(), "--runtime", &self.runtime]);
         command.env("TMPDIR", &self.env.dir);
         command
     }
 
     /// This environment's own group, in the words of its cgroup driver.
     pub(crate) fn cgroup_parent(&self) -> String {
-        if Path::new("/run/systemd/system").is_dir() { format!("{}.slice", self.env.slice()) } else { self.env.top() }
+        match self.driver {
+            Driver::Systemd => format!("{}.slice", self.env.slice()),
+            Driver::Cgroupfs => self.env.top(),
+        }
     }
 
     /// What it prints, without the last newline. Into files: a container's monitor may keep a pipe for as long as the container lives.

@@ -273,6 +273,24 @@ impl<'e> Starter<'e> {
     }
 }
 
+impl<'e> Sandbox<'e> {
+    /// One that runs already, with virtiofsd; `pid` and start time are QEMU's. Its files are where whoever started it has them.
+    pub(crate) fn of_another(env: &'e Env, id: &str, (pid, started): (i32, Option<u64>), virtiofsd: i32, qmp: &Path) -> Self {
+        Sandbox {
+            env,
+            id: id.to_owned(),
+            vm_id: id.to_owned(),
+            pid,
+            virtiofsd_pid: Some(virtiofsd),
+            virtiofsd_child: children_of(virtiofsd).first().copied(),
+            qmp: RefCell::new(Qmp::connect(qmp).unwrap_or_else(|| panic!("nobody listens at {}", qmp.display()))),
+            started,
+            qemu: None,
+            virtiofsd: None,
+        }
+    }
+}
+
 impl Sandbox<'_> {
     /// The thread of each vCPU, in QEMU's own words.
     pub(crate) fn vcpus(&self) -> BTreeMap<u64, i32> {
@@ -473,15 +491,19 @@ fn start_virtiofsd(env: &Env, socket: &Path) -> Process {
     let shared = env.dir.join("shared");
     let _ = fs::create_dir(&shared);
     let log = File::create(socket.with_extension("log")).unwrap();
-    let program = virtiofsd();
-    let mut command = Process::command(&program);
-    command.arg("--fd=0");
-    if program == Path::new(VIRTIOFSD_IN_C) {
-        command.args(["-f", "-o", "cache=auto", "-o", "no_posix_lock", "-o", &format!("source={}", shared.display())]);
-    } else {
-        command.args(["--cache=auto", &format!("--shared-dir={}", shared.display())]);
-    }
+    let mut command = Process::command(virtiofsd());
+    command.args(virtiofsd_arguments(&shared));
     Process::spawn(command.stdin(OwnedFd::from(listener)).stdout(log.try_clone().unwrap()).stderr(log))
+}
+
+/// For the one this host has, which finds its socket on descriptor 0.
+pub(crate) fn virtiofsd_arguments(shared: &Path) -> Vec<String> {
+    let words = if virtiofsd() == Path::new(VIRTIOFSD_IN_C) {
+        format!("--fd=0 -f -o cache=auto -o no_posix_lock -o source={}", shared.display())
+    } else {
+        format!("--fd=0 --cache=auto --shared-dir={}", shared.display())
+    };
+    words.split(' ').map(str::to_owned).collect()
 }
 
 /// The process that runs `binary`, which a wrapper may have forked.
