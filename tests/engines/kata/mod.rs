@@ -1,10 +1,10 @@
 //! A stand-in for Kata's runtime: the command line of an OCI runtime, and behind it a real QEMU and virtiofsd.
 //!
-//! No Kata is to be had here, and none since 2.0 has that command line. So an engine is given this test program under another
-//! calling. It starts nothing in a guest; but the processes, the files that name them, who is whose parent, and above all when and
-//! how the hooks of config.json are run are those of a real Kata of one of three generations (kata-containers/runtime at 1.x,
-//! kata-containers/kata-containers at 3.x, both of its runtimes). What Kata does to cgroups itself is left out: other tests make
-//! those groups beforehand.
+//! No Kata is to be had here, and none since 2.0 has that command line. So an engine is given this test program under
+//! another calling. It starts nothing in a guest; but the processes, the files that name them, who is whose parent, and
+//! above all when and how the hooks of config.json are run are those of a real Kata of one of three generations
+//! (kata-containers/runtime at 1.x, kata-containers/kata-containers at 3.x, both of its runtimes). What Kata does to cgroups
+//! itself is left out: other tests make those groups beforehand.
 //!
 //! - [`command_line`]: what an engine calls; it ends with each call, as Kata 1.x did.
 //! - [`shim`]: the process that stays and does everything, since 2.0.

@@ -49,8 +49,8 @@ fn create_sandbox(kata: &Kata, container: &Container) -> Result<(), String> {
     Ok(())
 }
 
-/// A container of a pod whose VM runs. Both Go runtimes have it in the guest, and in their files, before its hooks run; runtime-rs
-/// runs neither prestart nor createRuntime for it.
+/// A container of a pod whose VM runs. Both Go runtimes have it in the guest, and in their files, before its hooks run;
+/// runtime-rs runs neither prestart nor createRuntime for it.
 fn create_workload(kata: &Kata, container: &Container) -> Result<(), String> {
     let (hook, vm) = (Run::of(kata, container)?, Vm::load(kata, &container.sandbox)?);
     match kata.generation {
@@ -76,7 +76,8 @@ fn start(kata: &Kata, container: &Container) -> Result<(), String> {
     }
 }
 
-/// The VM is stopped before the hooks of the sandbox's own container are run, and both Go runtimes have removed their files by then.
+/// The VM is stopped before the hooks of the sandbox's own container are run, and both Go runtimes have removed their files
+/// by then.
 fn delete(kata: &Kata, container: &Container) -> Result<(), String> {
     let (hook, vm) = (Run::of(kata, container)?, Vm::load(kata, &container.sandbox)?);
     let is_sandbox = container.is_sandbox();
