@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::schema::{assert_valid, wrong_by};
 
 const CRIO: &str = include_str!("../../packaging/crio/50-kata-cgroup-hook.conf");
+const CONTAINERD: &str = include_str!("../../packaging/containerd/runtime.toml");
 const NRI: &str = include_str!("../../packaging/nri/containerd.toml");
 const HOOKS: [&str; 3] = [
     include_str!("../../hooks.d/kata-cgroup-hook-createRuntime.json"),
@@ -96,7 +97,7 @@ fn nris_hook_injector_sees_the_files_and_the_binary_that_they_name() {
 
 #[test]
 fn the_documentation_shows_what_is_shipped() {
-    for file in [CRIO, NRI] {
+    for file in [CRIO, NRI, CONTAINERD] {
         assert!(INSTALLATION.contains(settings(file)), "{}", settings(file));
     }
 }
