@@ -118,6 +118,8 @@ fn a_sandbox_is_placed_and_released_in_few_calls() {
     let rounds = [(); 3].map(|()| stages.map(|(_, stage, _)| calls(&env, env.hook(stage).state(&state)).len()));
     for (index, (what, _, bound)) in stages.into_iter().enumerate() {
         let calls = rounds.iter().map(|counts| counts[index]).min().unwrap();
+        // On an emulated CPU not all vCPUs have run when the hook looks, and it looks again.
+        let bound = if stride() > 1 { bound * 5 / 4 } else { bound };
         assert!(calls <= bound, "{what}: {calls} of {bound}");
     }
 }
@@ -140,7 +142,6 @@ fn many_vcpus_are_moved_in_one_burst_and_few_calls() {
     assert!(moves.len() > hierarchies.len() * MANY, "{}", moves.len());
     assert_eq!(burst, moves.len(), "{:#?}", of_many[moves[0] + burst]);
     let more = (of_many.len() - of_few.len()) / (MANY - 2);
-    // On an emulated CPU not all of them have run when the hook looks, and it looks again.
     assert!(more <= CALLS_PER_VCPU || stride() > 1, "{more} of {CALLS_PER_VCPU}");
 }
 
