@@ -61,7 +61,11 @@ fn where_the_group_they_came_from_is_gone_all_go_to_the_nearest_that_is_not_ours
     }
     sandbox.release(&bundle).logged("released");
     for tid in sandbox.vcpu_threads() {
-        assert!(everywhere("/").iter().all(|top| top.holds(tid)));
+        for top in everywhere("/") {
+            // While another test has a /kata that is not the hook's, that is nearer.
+            let kata = Group { path: "/kata".to_owned(), ..top.clone() };
+            assert!(top.holds(tid) || kata.holds(tid), "{tid} in {top:?}");
+        }
     }
     env.assert_no_groups();
 }
