@@ -248,7 +248,10 @@ fn somebody_elses_vcpu_group_in_a_group_of_katas_is_used_and_given_back_as_it_wa
         group.take_in(shim.pid());
         group.take_in(sandbox.pid);
     }
-    premake(&format!("{}/vcpu", env.group()));
+    // Not where memory is on v2, whose group holds processes.
+    for controller in CPU_CONTROLLERS {
+        Group::new(controller, &env.group()).child("vcpu").make();
+    }
     let taken = Group::new("cpu", &env.group()).child("vcpu");
     taken.set_shares(300);
     taken.set_quota(77_000);
