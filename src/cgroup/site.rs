@@ -48,7 +48,7 @@ pub struct Standing {
     pub mark: Option<String>,
     /// We made it: it carries our mark, or the record knows its inode.
     pub is_ours: bool,
-    /// Threads are in it itself. Asked only where it decides something: of groups on v2 that are not ours.
+    /// Threads are in it itself. Asked only where it decides something: of the groups on v2 that may have to pass more on.
     pub is_populated: bool,
     pub values: Values,
 }
@@ -113,10 +113,21 @@ pub fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
         let is_top = path.rel.as_os_str().is_empty();
         let above = || file::above(&path.hierarchy, is_top).collect();
         let files: Vec<&str> = if path == *group { file::of(&path.hierarchy).collect() } else { above() };
-        let standing = open.as_ref().map_or(Ok(None), |group| standing(&path, group, record, files))?;
+        let mut standing = open.as_ref().map_or(Ok(None), |group| standing(&path, group, record, files))?;
+        if let (Some(standing), Some(open)) = (&mut standing, &open) {
+            standing.is_populated = path != *group && is_populated(open, &path, standing)?;
+        }
         levels.push(Level { path, standing });
     }
     Ok(levels)
+}
+
+/// Whether threads are in a group above, if that can matter: the root may pass on what it likes, and one of ours that passes
+/// anything on holds nobody.
+fn is_populated(group: &Group, path: &GroupPath, standing: &Standing) -> Result<bool, Error> {
+    let is_v2 = path.hierarchy.version == Version::V2 && standing.values.contains_key(file::TYPE);
+    let passes_on = standing.values.get(file::SUBTREE).is_some_and(|controllers| !controllers.is_empty());
+    Ok(is_v2 && !(standing.is_ours && passes_on) && !group.members(path.threads_file())?.is_empty())
 }
 
 /// Reads one level.
@@ -152,9 +163,7 @@ fn standing(path: &GroupPath, group: &Group, record: &Record, files: Vec<&'stati
     if is_incomplete && path.open()?.is_none() {
         return Ok(None);
     }
-    let is_asked = path.hierarchy.version == Version::V2 && !is_ours && values.contains_key(file::TYPE);
-    let is_populated = is_asked && !group.members(path.threads_file())?.is_empty();
-    Ok(Some(Standing { inode, mark, is_ours, is_populated, values }))
+    Ok(Some(Standing { inode, mark, is_ours, is_populated: false, values }))
 }
 
 /// The values in these files of a group; one that the kernel has no file for is missing.

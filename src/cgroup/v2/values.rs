@@ -52,8 +52,8 @@ fn pass_controllers_on(domain: &Site, vcpus: Option<&Site>, settings: &mut Setti
                     .notes
                     .push(format!("the VMM's memory is not told from others': {} passes no memory on", path.display()));
             }
-            refuse_populated(level, &on_the_way, is_apart(domain))?;
         }
+        refuse_populated(level, &on_the_way, is_apart(domain))?;
         enable(level, &on_the_way, settings);
     }
     refuse_threaded(own, is_apart(domain), true)?;
@@ -79,7 +79,7 @@ fn refuse_threaded(level: &Level, is_apart: bool, is_domain: bool) -> Result<(),
 }
 
 /// A group with threads of its own in it cannot be made to pass controllers on: that would stop all of them, and bar it from
-/// having domains in it.
+/// having domains in it. Somebody may have put them into one of ours as well.
 fn refuse_populated(level: &Level, controllers: &[Controller], is_apart: bool) -> Result<(), Error> {
     let missing = missing(level, controllers);
     if !level.standing.as_ref().is_some_and(|standing| standing.is_populated) || missing.is_empty() {
@@ -353,6 +353,16 @@ mod tests {
         // With all that is needed passed on already, nothing has to be changed there.
         host.levels[1].standing.as_mut().unwrap().values.insert(SUBTREE, "cpu cpuset".into());
         assert!(host.settings("{}").is_ok());
+    }
+
+    #[test]
+    fn one_of_ours_is_refused_as_well_where_somebody_put_a_process_into_it() {
+        let mut host = Host::apart(&[]);
+        host.levels[1] = levels(ALL, &[("kata", true, Some(&[(SUBTREE, "")]))]).remove(0);
+        assert!(host.settings("{}").is_ok());
+        host.levels[1].standing.as_mut().unwrap().is_populated = true;
+        let error = host.settings("{}").unwrap_err().to_string();
+        assert!(error.starts_with("/c2/kata holds processes and does not pass cpu, cpuset, memory on"), "{error}");
     }
 
     #[test]
