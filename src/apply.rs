@@ -16,6 +16,7 @@ use crate::cgroup::file;
 use crate::cgroup::group::{Group, GroupPath, Mark, Writer};
 use crate::cgroup::mounts::Version;
 use crate::cgroup::site::{Level, Site};
+use crate::cgroup::v2::sites;
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::order;
@@ -28,7 +29,7 @@ pub struct Done {
     pub created: usize,
     pub removed: usize,
     pub moved: usize,
-    /// Values written.
+    /// Values written that are about the sandbox. What /kata weighs is not: it follows from who else is in there at the moment.
     pub set: usize,
     /// The groups that were made, with their inodes: by these the record knows those that could not be marked.
     pub made: Vec<(PathBuf, u64)>,
@@ -503,7 +504,8 @@ fn write_over(path: &GroupPath, file: &'static str, value: &str, done: &mut Done
     let before = if is_made { None } else { value_of(path, file)? };
     let Some(writer) = path.writer(file)? else { return Ok(Applied::Overtaken) };
     writer.write(value)?;
-    done.set += 1;
+    let is_about_all = file == file::WEIGHT && sites::is_kata(path);
+    done.set += usize::from(!is_about_all);
     if let Some(value) = before.and_then(|before| file::restoring(file, &before, value)) {
         done.undo.push(Undo::Restore { group: path.clone(), file, value });
     }

@@ -152,6 +152,19 @@ fn what_stands_for_the_pod_weighs_what_the_pod_does() {
 }
 
 #[test]
+fn that_others_came_or_went_is_no_change_of_a_sandbox() {
+    let Some(env) = Env::with("cpu", Version::V2) else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    // As one leaves it whose neighbour was removed just then; what it is to be is everybody's, and other tests have sandboxes as well.
+    let kata = Group::new("cpu", "/kata");
+    kata.set("cpu.weight", 9_999);
+    env.hook("poststart").state(bundle.state(sandbox.pid)).run().succeeded().found_all_done();
+    assert_ne!(kata.value("cpu.weight"), "9999");
+}
+
+#[test]
 fn a_pods_memory_is_charged_with_the_vmm_only_where_the_domain_lies_in_it() {
     let Some(env) = Env::with("memory", Version::V2) else { return };
     let bundle = env.bundle();
