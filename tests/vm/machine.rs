@@ -23,6 +23,9 @@ const TIMEOUT: &str = "2400";
 /// How long a VM may say nothing. The slowest case needs about a quarter of a minute on an emulated CPU, one thing at a time.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// How long a VM may take until it says anything: several times what it needs for that.
+const BOOT: Duration = Duration::from_secs(60);
+
 /// A VM that falls silent or ends before its job is no case's fault as long as the next one does neither: an emulator may hang or
 /// break down, which is seldom.
 const MOST_BOOTS: usize = 3;
@@ -60,7 +63,7 @@ struct Vm<'m> {
 enum End {
     Itself(ExitStatus),
     BeforeItsJob(ExitStatus),
-    Silent,
+    Silent(Duration),
 }
 
 impl fmt::Display for End {
@@ -68,7 +71,7 @@ impl fmt::Display for End {
         match self {
             End::Itself(status) => write!(f, "has ended with {status}"),
             End::BeforeItsJob(status) => write!(f, "has ended before its job ({status})"),
-            End::Silent => write!(f, "said nothing for {} s and was ended", SILENCE.as_secs()),
+            End::Silent(time) => write!(f, "said nothing for {} s and was ended", time.as_secs()),
         }
     }
 }
@@ -90,15 +93,16 @@ impl Vm<'_> {
             .unwrap_or_else(|error| panic!("{RUN}: {error}"));
         let mut log = File::create(self.output()).unwrap();
         let lines = lines_of(run.stdout.take().unwrap());
-        let mut is_silent = false;
+        let (mut patience, mut is_silent) = (BOOT, false);
         loop {
-            match lines.recv_timeout(SILENCE) {
+            match lines.recv_timeout(patience) {
                 Ok(line) => {
+                    patience = SILENCE;
                     log.write_all(&line).unwrap();
                     reader.line(String::from_utf8_lossy(&line).trim_end());
                 }
                 // Building an image takes its time as well, and then there is no QEMU yet.
-                Err(RecvTimeoutError::Timeout) => is_silent |= terminate(&pidfile),
+                Err(RecvTimeoutError::Timeout) => is_silent |= terminate(&pidfile, patience),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -106,7 +110,7 @@ impl Vm<'_> {
         fs::remove_dir_all(&job).unwrap();
         reader.end_output();
         match status.code() {
-            _ if is_silent => End::Silent,
+            _ if is_silent => End::Silent(patience),
             // What `run` says where QEMU has failed, or no job's status has come; 124 is the timeout of them all.
             None | Some(125..) => End::BeforeItsJob(status),
             Some(_) => End::Itself(status),
@@ -143,9 +147,11 @@ fn lines_of(pipe: ChildStdout) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// Ends the process that the file names; false if there is none.
-fn terminate(pidfile: &Path) -> bool {
+/// Ends the process that the file names; false if there is none that has run for so long.
+fn terminate(pidfile: &Path, patience: Duration) -> bool {
+    let age = fs::metadata(pidfile).and_then(|file| file.modified()).ok().and_then(|start| start.elapsed().ok());
     let pid = fs::read_to_string(pidfile).ok().and_then(|text| text.trim().parse().ok());
+    let pid = pid.filter(|_| age.is_some_and(|age| age >= patience));
     pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM).is_ok())
 }
 
