@@ -3,7 +3,7 @@
 //! On the way in the first failure ends it and everything that was done is undone; on the way out every failure is kept and
 //! the rest done. Moves are one burst: after an idle spell the first waits milliseconds for a lock of the whole kernel
 //! (`cgroup_threadgroup_rwsem`), those right behind it microseconds. A number that the kernel is given may have become
-//! somebody else's in between: start times are compared before the burst and after it, and a stranger is put back.
+//! somebody else's in between: before the burst and after it the process is asked whether it is still its, and a stranger is put back.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -298,9 +298,9 @@ impl Apply<'_> {
             let from = (*from).clone().unwrap_or_else(|| GroupPath::new(&step.to.hierarchy, ""));
             done.undo.push(Undo::MoveBack((*step).clone(), from));
         }
-        let mut after = Starts::new(self);
+        let (mut listed, mut starts) = (Listed::new(self), Starts::new(self));
         let put_back: Vec<Error> =
-            written.iter().filter_map(|(step, _)| self.put_back_stranger(step, &mut after).err()).collect();
+            written.iter().filter_map(|(step, _)| self.put_back_stranger(step, &mut listed, &mut starts).err()).collect();
         failure.or(put_back.into_iter().next()).map_or(Ok(Applied::Whole), Err)
     }
 
@@ -314,8 +314,10 @@ impl Apply<'_> {
     }
 
     /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.
-    fn put_back_stranger(&self, step: &Move, now: &mut Starts) -> Result<(), Error> {
-        if now.of(step.id)?.is_none_or(|start| start == step.start) {
+    fn put_back_stranger(&self, step: &Move, listed: &mut Listed, starts: &mut Starts) -> Result<(), Error> {
+        // One list for all threads of a process; each by itself is asked only where it is not there.
+        let is_still_its = listed.of(step.process)?.contains(&step.id);
+        if is_still_its || starts.of(step.id)?.is_none_or(|start| start == step.start) {
             return Ok(());
         }
         let Some(process) = self.proc.process(step.id).map_err(|errno| self.unread(step.id, errno))? else {

@@ -14,15 +14,15 @@ use std::time::SystemTime;
 use testenv::*;
 
 /// Of the whole process, where the state names the sandbox and where config.json has to be read for it.
-const CALLS_FOR_NO_VM_SANDBOX: [(Engine, usize); 2] = [(Engine::CriO, 45), (Engine::Single, 51)];
+const CALLS_FOR_NO_VM_SANDBOX: [(Engine, usize); 2] = [(Engine::CriO, 34), (Engine::Single, 38)];
 /// On cgroup v1, QEMU with two vCPUs on KVM and virtiofsd.
 const CALLS_TO_PLACE: usize = 790;
 const CALLS_TO_PLACE_AGAIN: usize = 470;
 const CALLS_TO_RELEASE: usize = 500;
 /// On cgroup v1, for each vCPU more, three of them the moves themselves.
-const CALLS_PER_VCPU: usize = 15;
-const INSTRUCTIONS_FOR_NO_VM_SANDBOX: u64 = 140_000;
-const BYTES: u64 = 960_000;
+const CALLS_PER_VCPU: usize = 12;
+const INSTRUCTIONS_FOR_NO_VM_SANDBOX: u64 = 125_000;
+const BYTES: u64 = 950_000;
 
 /// The binary that ships, if it was built from the sources that stand here.
 fn shipped() -> Option<PathBuf> {
