@@ -1,8 +1,9 @@
 //! What is to be done, as a value: ordered steps that `--dry-run` prints, the tests compare and [`crate::apply`] does.
 //!
-//! Nothing here reads or writes the host. The order is the kernel's: groups top down, values before any thread is in them (a
-//! v1 cpuset takes none while it is empty, and no thread may ever be moved where its limit is not set yet), then all moves back
-//! to back, processes before their threads, since a process written to a group takes every thread of it along.
+//! Nothing here writes to the host, or reads more of it than where those are whom the groups' own lists do not show. The order is the
+//! kernel's: groups top down, values before any thread is in them (a v1 cpuset takes none while it is empty, and no thread may ever be
+//! moved where its limit is not set yet), then all moves back to back, processes before their threads, since a process written to
+//! a group takes every thread of it along.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +14,7 @@ use crate::cgroup::group::GroupPath;
 use crate::cgroup::leftover::Leftover;
 use crate::cgroup::settings::{Assignment, Settings};
 use crate::cgroup::site::{Level, Site};
-use crate::cgroup::{self, Part, file};
+use crate::cgroup::{self, Part, file, v2};
 use crate::error::Error;
 use crate::order;
 use crate::vmm::kinds::Role;
@@ -80,7 +81,9 @@ pub fn place_who_is_elsewhere(vm: &mut Vm, sites: &[Site], demand: &Demand) -> R
     if is_known {
         return plan;
     }
-    vm.processes.iter_mut().for_each(Member::read_groups);
+    for member in &mut vm.processes {
+        if v2::sites::are_together(member, sites) { member.follow_first() } else { member.read_groups() }
+    }
     place(vm, sites, demand)
 }
 

@@ -132,6 +132,12 @@ impl Member {
         });
     }
 
+    /// Takes every thread to be where the first one is.
+    pub fn follow_first(&mut self) {
+        let groups = self.thread(self.process.pid).and_then(|first| first.groups.clone());
+        self.threads.iter_mut().for_each(|thread| thread.groups.clone_from(&groups));
+    }
+
     /// Its first thread, whose number is the process's; another where that could not be read.
     pub fn leader(&self) -> Option<&Thread> {
         self.thread(self.process.pid).or(self.threads.first())

@@ -9,13 +9,13 @@
 use std::rc::Rc;
 
 use crate::cgroup::group::{Group, GroupPath};
-use crate::cgroup::mounts::Hierarchy;
+use crate::cgroup::mounts::{Hierarchy, Version};
 use crate::cgroup::path::{Domain, SandboxPath, VCPUS};
 use crate::cgroup::site::{self, Level, Site};
 use crate::cgroup::{Controller, Part, file};
 use crate::error::Error;
 use crate::record::Record;
-use crate::vmm::Vm;
+use crate::vmm::{Member, Vm};
 
 /// What the kernel gives a group that nobody has given a weight (cgroup-v2.rst, cpu.weight).
 pub const DEFAULT_WEIGHT: u64 = 100;
@@ -126,6 +126,19 @@ pub fn weights_in(group: &GroupPath, is_passed_over: impl Fn(&str) -> bool) -> R
 /// Whether this is /kata itself, the top of all domains that stand apart from their pods.
 pub fn is_kata(group: &GroupPath) -> bool {
     group.rel.as_os_str() == "kata"
+}
+
+/// Whether all threads of a process must be where its first one is. On v2 they are, but for those in threaded groups, which none can be in
+/// whose process is in a group that is a domain and no root of threaded ones (cgroup-v2.rst, "Threads").
+pub fn are_together(member: &Member, sites: &[Site]) -> bool {
+    let hierarchies = || sites.iter().map(|site| &site.group.hierarchy);
+    let Some(hierarchy) = hierarchies().next().filter(|_| hierarchies().all(|one| one.version == Version::V2)) else {
+        return false;
+    };
+    let groups = member.thread(member.process.pid).and_then(|first| first.groups.as_ref());
+    let place = groups.and_then(|groups| hierarchy.place_in(groups));
+    let group = place.and_then(|place| GroupPath::new(hierarchy, place).open().ok().flatten());
+    group.is_some_and(|group| group.read(file::TYPE).is_ok_and(|kind| kind == "domain"))
 }
 
 fn all_but_last(levels: &[Level]) -> Vec<Level> {
