@@ -7,10 +7,12 @@
  *     make PATH           a group; one that stands already will do, as for the hook
  *     write PATH VALUE    into a file, which stays open for the next write to the same one
  *     remove PATH         a group; one that others are in stays, and one that others have removed is gone, as with the hook
+ *     pause MICROSECONDS  nothing, for so long
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -50,6 +52,8 @@ int main(void) {
                 if ((file = open(path, O_WRONLY)) < 0) return fail(verb, path);
             }
             if (write(file, line, strlen(line)) < 0) return fail(verb, path);
+        } else if (!strcmp(verb, "pause")) {
+            usleep(atoi(path));
         } else {
             errno = EINVAL;
             return fail("understand", verb);

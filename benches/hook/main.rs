@@ -25,6 +25,8 @@ use testenv::{CONTROLLERS, Env, Hierarchy, be_a_vmm, stand_in_row, use_binary};
 /// How many processes the host is to have in all.
 const PROCESSES: [usize; 3] = [100, 1000, 5000];
 const MANY_VCPUS: usize = 64;
+/// How long a program waits, in microseconds, before it asks for a move.
+const PAUSES: [u64; 7] = [0, 1000, 2000, 4000, 6000, 8000, 12_000];
 const MANY_SANDBOXES: usize = 100;
 /// The first argument of a stand-in for a VMM.
 const VMM: &str = "be-a-vmm";
@@ -90,6 +92,8 @@ fn bench(tools: &Tools, output: &Path) {
                 report.add(processes, 2, spell, measure::in_turn(tools, &stage, spell, runs));
             }
         }
+        println!("one move, cold, asked for later and later");
+        report.late = measure::late_moves(tools, &stage, &PAUSES, runs);
     }
     {
         let env = Env::named(&name(1));

@@ -81,6 +81,26 @@ pub(crate) fn in_turn(tools: &Tools, stage: &Stage, spell: Spell, runs: usize) -
     samples
 }
 
+/// How long after a program's start one move has been made that it asks for after `pauses`, in microseconds, all of them cold.
+///
+/// The kernel's wait depends on when it begins: whoever comes too late for the grace period that the program's own start has set
+/// off waits for the end of that, and for the next.
+pub(crate) fn late_moves(tools: &Tools, stage: &Stage, pauses: &[u64], runs: usize) -> Vec<(u64, Vec<u64>)> {
+    let idler = Idler::new(stage);
+    let (to, back) = (idler.group.path_on_host(), idler.group.parent().expect("a group above").path_on_host());
+    let late = |pause: u64| {
+        let moves = [&to, &back].map(|group| format!("write {}/cgroup.procs {}\n", group.display(), idler.process.pid()));
+        Subject::of_floor(stage.env, "a late move", &format!("late-{pause}"), &format!("pause {pause}\n{}", moves.concat()))
+    };
+    let mut samples: Vec<(u64, Subject, Vec<u64>)> = pauses.iter().map(|pause| (*pause, late(*pause), vec![])).collect();
+    for _ in 0..runs {
+        for (_, subject, samples) in &mut samples {
+            samples.push(once(tools, stage, subject, Spell::Cold).nanoseconds);
+        }
+    }
+    samples.into_iter().map(|(pause, _, samples)| (pause, samples)).collect()
+}
+
 fn once(tools: &Tools, stage: &Stage, subject: &Subject, spell: Spell) -> Sample {
     let idle = if spell == Spell::Cold { "500" } else { "0" };
     let output = Command::new(&tools.launch).arg(idle).arg(&subject.stdin).args(&subject.command).output();
@@ -145,21 +165,26 @@ impl Counts {
         let calls: Vec<Call> = trace.lines().filter(|line| !line.contains("resumed>")).filter_map(Call::parse).collect();
         let moves: Vec<usize> = (0..calls.len()).filter(|index| is_move(&calls[*index])).collect();
         let span = moves.first().zip(moves.last()).map_or(0, |(first, last)| last - first + 1);
-        // Its steps are done by now: for valgrind it is brought to where it was, and by valgrind to where it is.
-        let counted = match stage.undoing(subject) {
-            None => run(callgrind()),
-            Some(undoing) => {
+        let instructions = has_valgrind().then(|| {
+            // Its steps are done by now: for valgrind it is brought to where it was, and by valgrind to where it is.
+            if let Some(undoing) = stage.undoing(subject) {
                 let stdin = File::open(&undoing.stdin).expect("its stdin");
                 let status = Command::new(&undoing.command[0]).args(&undoing.command[1..]).stdin(stdin).status();
                 assert!(status.expect("it to be started").success(), "{}", undoing.name);
-                run(callgrind())
             }
-        };
+            let output = run(callgrind()).expect("valgrind to be started");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let collected = said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+            collected.unwrap_or_else(|| panic!("{}: {said}", subject.name))
+        });
         stage.env.log.take();
-        let said = counted.map(|output| String::from_utf8_lossy(&output.stderr).into_owned()).unwrap_or_default();
-        let instructions = said.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
         Counts { calls: calls.len(), moves: moves.len(), between_moves: span - moves.len(), instructions }
     }
+}
+
+/// The virtual machines are without.
+fn has_valgrind() -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("valgrind").exists()))
 }
 
 fn callgrind() -> Vec<std::ffi::OsString> {

@@ -20,6 +20,8 @@ pub(crate) struct Report {
     pub(crate) counts: Vec<(String, Counts)>,
     pub(crate) counts_of_many: Vec<(String, Counts)>,
     pub(crate) at_once: Vec<AtOnce>,
+    /// When one cold move had been made after a program's start that had waited so many microseconds first, in nanoseconds.
+    pub(crate) late: Vec<(u64, Vec<u64>)>,
     pub(crate) size: u64,
 }
 
@@ -64,8 +66,8 @@ struct Goal {
 
 impl Report {
     pub(crate) fn new(runs: usize, kvm: bool) -> Report {
-        let (figures, counts, counts_of_many, at_once) = Default::default();
-        Report { runs, kvm, figures, counts, counts_of_many, at_once, size: 0 }
+        let (figures, counts, counts_of_many, at_once, late) = Default::default();
+        Report { runs, kvm, figures, counts, counts_of_many, at_once, late, size: 0 }
     }
 
     pub(crate) fn add(&mut self, processes: usize, vcpus: usize, spell: Spell, samples: Vec<(String, Vec<Sample>)>) {
@@ -134,6 +136,15 @@ impl Report {
         goals
     }
 
+    /// The pauses before one move, and the median of when it had been made, both in microseconds.
+    fn late_moves(&self) -> impl Iterator<Item = (u64, f64)> {
+        self.late.iter().map(|(pause, samples)| {
+            let mut samples = samples.clone();
+            samples.sort_unstable();
+            (*pause, micros(samples[samples.len() / 2]))
+        })
+    }
+
     /// How much longer it takes to place many vCPUs than two.
     fn growth_with_vcpus(&self, spell: Spell) -> f64 {
         self.find(PROCESSES[0], MANY_VCPUS, spell, PLACE).median / self.median(spell, PLACE)
@@ -158,6 +169,7 @@ impl Report {
             let (median, slowest) = found.milliseconds();
             json!({ "sandboxes": MANY_SANDBOXES, "subject": found.subject, "median_ms": median, "slowest_ms": slowest })
         });
+        let late = self.late_moves().map(|(pause, made)| json!({ "asked_for_after_us": pause, "made_after_us": made }));
         let growth = Spell::BOTH.map(|spell| (spell.to_string(), Value::from(self.growth_with_vcpus(spell))));
         let goals = self.goals().into_iter().map(|goal| {
             json!({ "goal": goal.what, "is": goal.is, "at_most": goal.at_most, "unit": goal.unit.trim(), "reached": goal.is_reached() })
@@ -166,7 +178,7 @@ impl Report {
             "machine": machine(), "kvm": self.kvm, "runs": self.runs, "binary_bytes": self.size,
             "times": times.collect::<Vec<_>>(), "counts": counts.collect::<Vec<_>>(),
             "place_with_many_vcpus_to_two": serde_json::Map::from_iter(growth),
-            "at_once": at_once.collect::<Vec<_>>(), "goals": goals.collect::<Vec<_>>(),
+            "at_once": at_once.collect::<Vec<_>>(), "one_move_cold": late.collect::<Vec<_>>(), "goals": goals.collect::<Vec<_>>(),
         })
     }
 }
@@ -233,6 +245,10 @@ impl fmt::Display for Report {
         for found in &self.at_once {
             let (median, slowest) = found.milliseconds();
             writeln!(f, "  {:<31}{median:>8.0}{slowest:>8.0}", found.subject)?;
+        }
+        writeln!(f, "\none move, cold, us after the program's start")?;
+        for (pause, made) in self.late_moves() {
+            writeln!(f, "  asked for after {pause:>6}, made after {made:>6.0}")?;
         }
         let [warm, cold] = Spell::BOTH.map(|spell| self.growth_with_vcpus(spell));
         writeln!(f, "\n{MANY_VCPUS} vCPUs are placed in {warm:.2} times the time of 2, cold {cold:.2}")?;

@@ -147,7 +147,7 @@ impl Subject {
         Subject { name, command: hook.command_line(), stdin, logs, leaves: None }
     }
 
-    fn of_floor(env: &Env, name: &'static str, file: &str, script: &str) -> Subject {
+    pub(crate) fn of_floor(env: &Env, name: &'static str, file: &str, script: &str) -> Subject {
         let stdin = env.dir.join(format!("{file}.floor"));
         fs::write(&stdin, script).expect("a script for the floor");
         Subject { name, command: vec![crate::measure::floor().into()], stdin, logs: None, leaves: None }
