@@ -1,8 +1,8 @@
 //! packaging/kubernetes: the manifests are what the API takes, and the container's program does to a node what its head says.
 //!
 //! The schemas are the API's own, of Kubernetes 1.37, as kubernetes-validate 1.37.0 has them in its strict form (a key that is not
-//! known is an error), without their prose and with only what these kinds need. The program is run by podman in a virtual machine, whose
-//! root is the node's: it installs into /usr.
+//! known is an error), without their prose and with only what these kinds need. The image is built and run by podman in a virtual machine,
+//! whose root is the node's: it installs into /usr.
 
 mod testenv;
 
@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -180,17 +181,14 @@ impl<'e> Pod<'e> {
     /// With these options more, told `word`.
     fn start(env: &'e Env, name: &'static str, options: &[&str], word: &str) -> Pod<'e> {
         let podman = Podman::new(env, Podman::runtimes()[0]);
-        let (parent, dir) = (podman.cgroup_parent(), |name: &str| env.dir.join(name).display().to_string());
-        let payload = format!("{}:/payload:ro", dir("payload"));
-        let config = format!("{}:/config:ro", dir("configmap"));
-        let on_node = format!("{}:/usr/local/bin:ro", dir("program"));
+        let (parent, config) = (podman.cgroup_parent(), format!("{}:/config:ro", env.dir.join("configmap").display()));
         let mut args = vec!["create", "--name", name, "--network", "none", "--cgroup-parent", &parent];
-        // The node's own /usr stands for the image's, which is of the same Debian.
-        args.extend(["--privileged", "--pid", "host", "--volume", "/usr:/usr:ro", "--volume", "/:/host:rslave"]);
-        args.extend(["--volume", &payload, "--volume", &config, "--volume", &on_node]);
+        args.extend(["--privileged", "--pid", "host", "--volume", "/:/host:rslave", "--volume", &config]);
+        // The node's own programs stand for the base image's, which is of the same Debian.
+        let programs = PROGRAMS.map(|dir| format!("/{dir}:/{dir}:ro"));
+        args.extend(programs.iter().flat_map(|volume| ["--volume", volume]));
         args.extend(options);
-        let root = dir("image");
-        args.extend(["--rootfs", &root, "/usr/local/bin/on-node", word]);
+        args.extend([IMAGE, word]);
         podman.run(&args);
         let pod = Pod { podman, name };
         pod.podman.run(&["start", name]);
@@ -218,23 +216,39 @@ impl Drop for Pod<'_> {
     }
 }
 
-/// What the image has: links into /usr, and what Dockerfile copies.
+const IMAGE: &str = "localhost/kata-cgroup-hook:test";
+const PROGRAMS: [&str; 4] = ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64"];
+
+/// Builds the image as packaging/kubernetes/README.md has it, on a base image of the same name without programs.
 fn prepare_image(env: &Env) {
-    let image = env.dir.join("image");
-    for dir in ["usr", "payload", "config", "host", "proc", "sys", "dev", "etc", "tmp", "run"] {
-        fs::create_dir_all(image.join(dir)).unwrap();
+    let base = env.dir.join("base");
+    for dir in PROGRAMS.into_iter().chain(["config", "host", "proc", "sys", "dev", "etc", "tmp", "run"]) {
+        fs::create_dir_all(base.join(dir)).unwrap();
     }
     for dir in ["bin", "sbin", "lib", "lib64"] {
-        symlink(format!("usr/{dir}"), image.join(dir)).unwrap();
+        symlink(format!("usr/{dir}"), base.join(dir)).unwrap();
     }
-    for dir in ["payload/hooks.d", "configmap", "program"] {
-        fs::create_dir_all(env.dir.join(dir)).unwrap();
+    let (top, sources) = (Path::new(env!("CARGO_MANIFEST_DIR")), env.dir.join("sources"));
+    for dir in ["build", "hooks.d", "packaging/kubernetes"] {
+        fs::create_dir_all(sources.join(dir)).unwrap();
     }
-    fs::copy(hook_binary(), env.dir.join("payload/kata-cgroup-hook")).unwrap();
-    fs::copy(Path::new(MANIFESTS).join("on-node"), env.dir.join("program/on-node")).unwrap();
-    for json in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/hooks.d")).unwrap().flatten() {
-        fs::copy(json.path(), env.dir.join("payload/hooks.d").join(json.file_name())).unwrap();
+    fs::copy(hook_binary(), sources.join("build/kata-cgroup-hook")).unwrap();
+    for dir in ["hooks.d", "packaging/kubernetes"] {
+        for file in fs::read_dir(top.join(dir)).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+            fs::copy(file.path(), sources.join(dir).join(file.file_name())).unwrap();
+        }
     }
+    fs::create_dir_all(env.dir.join("configmap")).unwrap();
+
+    let podman = Podman::new(env, Podman::runtimes()[0]);
+    let tar = env.dir.join("base.tar").display().to_string();
+    let packed = Command::new("tar").args(["-C", base.to_str().unwrap(), "-cf", &tar, "."]).status().unwrap();
+    assert!(packed.success());
+    let dockerfile = sources.join("packaging/kubernetes/Dockerfile");
+    let text = fs::read_to_string(&dockerfile).unwrap();
+    let from = text.lines().find_map(|line| line.strip_prefix("FROM ")).unwrap();
+    podman.run(&["import", &tar, from]);
+    podman.run(&["build", "-f", dockerfile.to_str().unwrap(), "-t", IMAGE, sources.to_str().unwrap()]);
 }
 
 fn json_files(dir: &str) -> usize {
@@ -297,8 +311,8 @@ fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_
         pod.says(" move-thread ");
         sandbox.assert_placed(&env.group());
         assert_eq!(fs::read(CONFIG).unwrap(), fs::read(&configmap).unwrap());
-        let checked = pod.podman.command().args(["exec", pod.name, "/usr/local/bin/on-node", "check"]).output().unwrap();
-        let by_hand = std::process::Command::new(Path::new(USR[0]).join("kata-cgroup-hook")).arg("check").output().unwrap();
+        let checked = pod.podman.command().args(["exec", pod.name, "on-node", "check"]).output().unwrap();
+        let by_hand = Command::new(Path::new(USR[0]).join("kata-cgroup-hook")).arg("check").output().unwrap();
         assert_eq!(String::from_utf8(checked.stdout).unwrap(), String::from_utf8(by_hand.stdout).unwrap());
 
         // It is tried before it counts; and the container's end takes nothing away.
@@ -315,7 +329,7 @@ fn on_a_node_it_installs_reconciles_refuses_a_wrong_configuration_and_takes_all_
         fs::copy(CONFIG, &configmap).unwrap();
         let pod = Pod::start(&env, "kch-uninstall", &[], "uninstall");
         pod.says("is gone from this node");
-        pod.podman.run(&["exec", pod.name, "/usr/local/bin/on-node", "is-gone"]);
+        pod.podman.run(&["exec", pod.name, "on-node", "is-gone"]);
     });
     assert!(json_files(USR[1]) == 0 && !has_binary(USR[0]) && !Path::new(CONFIG).exists());
     assert!(!env.constrained("cpu").exists() && !env.unconstrained().exists(), "groups are left");

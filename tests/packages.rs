@@ -122,6 +122,11 @@ impl Manager {
         let version = run(&[self.path("usr/sbin").join(NAME).display().to_string(), "--version".to_owned()]);
         assert_eq!(version.trim(), format!("{NAME} {}", env!("CARGO_PKG_VERSION")));
         assert_eq!(self.timers(), 1);
+        let hooks_d = format!("HOOKS_D={}", self.path(HOOKS_D).display());
+        let base_spec = self.path("usr/libexec/kata-cgroup-hook/base-spec").display().to_string();
+        let spec: serde_json::Value = serde_json::from_str(&run(&["env".to_owned(), hooks_d, base_spec])).unwrap();
+        let stages: Vec<&String> = spec["hooks"].as_object().unwrap().keys().collect();
+        assert_eq!(stages, ["createRuntime", "poststart", "poststop"]);
     }
 
     #[track_caller]
