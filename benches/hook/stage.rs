@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::floor;
 use crate::testenv::{
-    Bundle, CPU_CONTROLLERS, Engine, Env, Group, Guest, Hook, Kind, Run, Sandbox, StandIn, constrained_at, domains_at,
+    Bundle, CPU_CONTROLLERS, Engine, Env, Group, Guest, Hook, Kind, Run, Sandbox, StandIn, Version, constrained_at, domains_at,
     write_file,
 };
 
@@ -44,12 +44,36 @@ pub(crate) struct Stage<'e> {
     pub(crate) sandbox: Sandbox<'e>,
     /// In an order in which each finds the sandbox as it needs it.
     pub(crate) subjects: Vec<Subject>,
+    /// Where the VM comes from; removed after it has ended.
+    _service: Option<Service>,
+}
+
+/// A group as that of an engine's service. On v1 a VM's processes may as well come from the root, as here everything does; on v2 the root is
+/// like no other group.
+struct Service(Group);
+
+impl Service {
+    fn of(sandbox: &Sandbox) -> Option<Service> {
+        let group = Group::new("cpu", &format!("/{}-service", sandbox.id));
+        (group.hierarchy.version == Version::V2).then(|| {
+            group.make();
+            sandbox.processes().into_iter().for_each(|pid| group.take_in(pid));
+            Service(group)
+        })
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.0.remove_tree();
+    }
 }
 
 impl<'e> Stage<'e> {
     pub(crate) fn set(env: &'e Env, vcpus: usize, kvm: bool) -> Stage<'e> {
         let starter = if kvm { env.kvm_sandbox() } else { env.sandbox() };
         let sandbox = starter.vcpus(vcpus).guest(Guest::Idle).virtiofsd().start();
+        let service = Service::of(&sandbox);
         let bundle = env.bundle();
         let mut subjects = vec![
             Subject { command: vec!["/bin/true".into()], ..Subject::of(env, TRUE, "") },
@@ -58,7 +82,7 @@ impl<'e> Stage<'e> {
             no_sandbox(env, NO_SANDBOX_BY_CONFIG, Engine::Single),
         ];
         subjects.extend(work(env, &env.name, &bundle, sandbox.pid));
-        Stage { env, sandbox, subjects }
+        Stage { env, sandbox, subjects, _service: service }
     }
 
     fn subject(&self, name: &str) -> &Subject {
