@@ -3,7 +3,8 @@
 //! On the way in the first failure ends it and everything that was done is undone; on the way out every failure is kept and
 //! the rest done. Moves are one burst: after an idle spell the first waits milliseconds for a lock of the whole kernel
 //! (`cgroup_threadgroup_rwsem`), those right behind it microseconds. A number that the kernel is given may have become
-//! somebody else's in between: before the burst and after it the process is asked whether it is still its, and a stranger is put back.
+//! somebody else's in between: before the burst and after it the process is asked whether the number is still one of its threads', and a
+//! stranger is put back.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -29,7 +30,7 @@ pub struct Done {
     pub created: usize,
     pub removed: usize,
     pub moved: usize,
-    /// Values written that are about the sandbox. What /kata weighs is not: it follows from who else is in there at the moment.
+    /// Values written, but for the weight of /kata.
     pub set: usize,
     /// The groups that were made, with their inodes: by these the record knows those that could not be marked.
     pub made: Vec<(PathBuf, u64)>,
@@ -506,8 +507,7 @@ fn write_over(path: &GroupPath, file: &'static str, value: &str, done: &mut Done
     let before = if is_made { None } else { value_of(path, file)? };
     let Some(writer) = path.writer(file)? else { return Ok(Applied::Overtaken) };
     writer.write(value)?;
-    let is_about_all = file == file::WEIGHT && sites::is_kata(path);
-    done.set += usize::from(!is_about_all);
+    done.set += usize::from(!sites::is_weight_of_kata(path, file));
     if let Some(value) = before.and_then(|before| file::restoring(file, &before, value)) {
         done.undo.push(Undo::Restore { group: path.clone(), file, value });
     }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use kata_cgroup_hook::cli::{self, Command};
 use kata_cgroup_hook::commands::{self, Exit, Host};
 
-/// musl's allocator gives back each page that becomes free and takes the next one anew: a sixth of all system calls of a run, each with
-/// a page fault behind it. With this one placing takes five sixths of the time, and releasing three quarters (docs/performance.md).
+/// musl's allocator gives back each page that becomes free and takes the next one anew, with a page fault: a sixth of all system calls
+/// of a run. With this one placing takes five sixths of the time, and releasing three quarters (docs/performance.md).
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 

@@ -1,6 +1,6 @@
 //! What is to be done, as a value: ordered steps that `--dry-run` prints, the tests compare and [`crate::apply`] does.
 //!
-//! Nothing here writes to the host, or reads more of it than where those are whom the groups' own lists do not show. The order is the
+//! Nothing here writes to the host, and all that is read is where a thread is that the groups' own lists do not show. The order is the
 //! kernel's: groups top down, values before any thread is in them (a v1 cpuset takes none while it is empty, and no thread may ever be
 //! moved where its limit is not set yet), then all moves back to back, processes before their threads, since a process written to
 //! a group takes every thread of it along.

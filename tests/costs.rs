@@ -20,9 +20,10 @@ const CALLS_TO_PLACE: usize = 790;
 const CALLS_TO_PLACE_AGAIN: usize = 470;
 const CALLS_TO_RELEASE: usize = 500;
 /// For each vCPU more: on cgroup v1 three of them are the moves themselves, on v2 the VMM is moved as a whole.
-const CALLS_PER_VCPU: [(Version, usize); 2] = [(Version::V1, 12), (Version::V2, 8)];
+const CALLS_PER_VCPU_ON_V1: usize = 12;
+const CALLS_PER_VCPU_ON_V2: usize = 7;
 const INSTRUCTIONS_FOR_NO_VM_SANDBOX: u64 = 125_000;
-const BYTES: u64 = 950_000;
+const BYTES: u64 = 930_000;
 
 /// The binary that ships, if it was built from the sources that stand here.
 fn shipped() -> Option<PathBuf> {
@@ -128,28 +129,36 @@ fn a_sandbox_is_placed_and_released_in_few_calls() {
 fn many_vcpus_are_moved_in_one_burst_and_few_calls() {
     const MANY: usize = 64;
     let Some(env) = Env::with_kvm() else { return };
-    let few = env.kvm_sandbox().start();
-    let many = env.kvm_sandbox().id("many").vcpus(MANY).start();
+    let sandboxes = [env.kvm_sandbox().start(), env.kvm_sandbox().id("many").vcpus(MANY).start()];
+    let is_v1 = Hierarchy::of("cpu").is_some_and(|hierarchy| hierarchy.version == Version::V1);
+    if !is_v1 {
+        // As in an engine's service: the root of v2 is like no other group.
+        let service = Group::new("cpu", &format!("{}/service", env.top()));
+        service.make();
+        for sandbox in &sandboxes {
+            service.take_in(sandbox.pid);
+        }
+    }
     let place = |sandbox: &Sandbox| {
         let bundle = env.bundle_of(Engine::Single, Kind::Workload, &sandbox.id, &sandbox.id);
-        calls(&env, env.hook("createRuntime").state(bundle.state(sandbox.pid)))
+        let calls = calls(&env, env.hook("createRuntime").state(bundle.state(sandbox.pid)));
+        sandbox.release(&bundle);
+        calls
     };
-    let (of_few, of_many) = (place(&few), place(&many));
+    // As above, the least of a few.
+    let [of_few, of_many] =
+        sandboxes.each_ref().map(|sandbox| [(); 3].map(|()| place(sandbox)).into_iter().min_by_key(Vec::len).unwrap());
     let moves: Vec<usize> = (0..of_many.len()).filter(|index| is_move(&of_many[*index])).collect();
     let burst = of_many[moves[0]..].iter().take_while(|call| is_move(call)).count();
     assert_eq!(burst, moves.len(), "{:#?}", of_many[moves[0] + burst]);
-    // cpu and cpuacct may be one hierarchy.
-    let on_v1 = CPU_CONTROLLERS
-        .map(|controller| env.constrained(controller))
-        .into_iter()
-        .filter(|group| group.hierarchy.version == Version::V1);
-    let hierarchies: BTreeSet<Group> = on_v1.collect();
-    assert!(moves.len() > hierarchies.len() * MANY, "{}", moves.len());
+    // cpu and cpuacct may be one hierarchy; where it is v2, its vCPUs' group takes the VMM as a whole, which the others leave.
+    let groups: BTreeSet<Group> = CPU_CONTROLLERS.map(|controller| env.constrained(controller)).into();
+    let of_v1 = groups.iter().filter(|group| group.hierarchy.version == Version::V1).count();
+    assert!((of_v1 * MANY..(of_v1 + 1) * MANY).contains(&moves.len()), "{}", moves.len());
     let more = (of_many.len() - of_few.len()) / (MANY - 2);
-    let version = Hierarchy::of("cpu").map(|hierarchy| hierarchy.version);
-    let (_, bound) = CALLS_PER_VCPU.into_iter().find(|(of, _)| Some(*of) == version).unwrap();
-    // As above, and some look more often than others.
-    assert!(more <= bound || stride() > 1, "{more} of {bound}");
+    let bound = if is_v1 { CALLS_PER_VCPU_ON_V1 } else { CALLS_PER_VCPU_ON_V2 };
+    let bound = if stride() > 1 { bound * 5 / 4 } else { bound };
+    assert!(more <= bound, "{more} of {bound}");
 }
 
 #[test]

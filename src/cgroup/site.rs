@@ -122,8 +122,8 @@ pub fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
     Ok(levels)
 }
 
-/// Whether threads are in a group above, if that can matter: the root may pass on what it likes, and one of ours that passes
-/// anything on holds nobody.
+/// Whether threads are in a group above, if that can matter: the root may pass on what it likes, and one of ours that passes anything on
+/// holds nobody, or has become the root of threaded ones, as its type says.
 fn is_populated(group: &Group, path: &GroupPath, standing: &Standing) -> Result<bool, Error> {
     let is_v2 = path.hierarchy.version == Version::V2 && standing.values.contains_key(file::TYPE);
     let passes_on = standing.values.get(file::SUBTREE).is_some_and(|controllers| !controllers.is_empty());

@@ -3,10 +3,10 @@
 //! The plan that would be carried out is the measure, so that `status` can call nothing placed where a hook would find work, nor the
 //! other way round.
 
-use crate::cgroup::file::{SUBTREE, TYPE, WEIGHT};
+use crate::cgroup::file::{SUBTREE, TYPE};
 use crate::cgroup::group::GroupPath;
 use crate::cgroup::site::{Level, Site};
-use crate::cgroup::v2::sites::is_kata;
+use crate::cgroup::v2::sites::is_weight_of_kata;
 use crate::cgroup::{Controller, Part};
 use crate::plan::{Plan, Step};
 use crate::status::words;
@@ -46,8 +46,7 @@ pub fn missing(plan: &Plan, vm: &Vm, sites: &[Site]) -> Vec<String> {
     for step in &plan.steps {
         match step {
             Step::Create(group) => lacks.add("it has no", sites.iter().filter(|site| site.group == *group), ""),
-            // What all sandboxes weigh together says nothing of one.
-            Step::Set { group, file: WEIGHT, .. } if is_kata(group) => {}
+            Step::Set { group, file, .. } if is_weight_of_kata(group, file) => {}
             Step::Set { group, file, value } => lacks.values.push(unset(group, file, value, sites)),
             Step::MoveProcess { pid, from, to, .. } => {
                 let member = vm.processes.iter().find(|member| member.process.pid == *pid);
@@ -145,7 +144,7 @@ impl Lacks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::file::QUOTA;
+    use crate::cgroup::file::{QUOTA, WEIGHT};
     use crate::cgroup::site::Standing;
     use crate::status::testing::{group, thread};
     use crate::testing;

@@ -67,7 +67,7 @@ fn a_group_that_a_killed_run_left_and_that_somebody_is_in_by_now() {
         hook(),
         &before,
         &env,
-        &[mirror.path_on_host().to_str().unwrap(), "holds processes and does not pass cpu, cpuset, memory on"],
+        &[mirror.path_on_host().to_str().unwrap(), "holds processes and does not pass cpu, cpuset"],
     );
     home.take_in(tenant.pid());
     hook().run().succeeded().logged("placed");

@@ -26,6 +26,9 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// How long a VM may take until it says anything: several times what it needs for that.
 const BOOT: Duration = Duration::from_secs(60);
 
+/// How long after `run` QEMU is there, where there is an image.
+const A_MOMENT: Duration = Duration::from_secs(10);
+
 /// A VM that falls silent or ends before its job is no case's fault as long as the next one does neither: an emulator may hang or
 /// break down, which is seldom.
 const MOST_BOOTS: usize = 3;
@@ -93,7 +96,7 @@ impl Vm<'_> {
             .unwrap_or_else(|error| panic!("{RUN}: {error}"));
         let mut log = File::create(self.output()).unwrap();
         let lines = lines_of(run.stdout.take().unwrap());
-        let (mut patience, mut is_silent) = (BOOT, false);
+        let (mut patience, mut silent) = (BOOT, None);
         loop {
             match lines.recv_timeout(patience) {
                 Ok(line) => {
@@ -101,16 +104,18 @@ impl Vm<'_> {
                     log.write_all(&line).unwrap();
                     reader.line(String::from_utf8_lossy(&line).trim_end());
                 }
-                // Building an image takes its time as well, and then there is no QEMU yet.
-                Err(RecvTimeoutError::Timeout) => is_silent |= terminate(&pidfile, patience),
+                // Building an image takes its time as well, and then there is no QEMU yet, or it has just been started.
+                Err(RecvTimeoutError::Timeout) => silent = silent.or(terminate(&pidfile, patience)),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         let status = run.wait().unwrap();
         fs::remove_dir_all(&job).unwrap();
         reader.end_output();
+        if let Some(time) = silent {
+            return End::Silent(time);
+        }
         match status.code() {
-            _ if is_silent => End::Silent(patience),
             // What `run` says where QEMU has failed, or no job's status has come; 124 is the timeout of them all.
             None | Some(125..) => End::BeforeItsJob(status),
             Some(_) => End::Itself(status),
@@ -147,12 +152,11 @@ fn lines_of(pipe: ChildStdout) -> Receiver<Vec<u8>> {
     receiver
 }
 
-/// Ends the process that the file names; false if there is none that has run for so long.
-fn terminate(pidfile: &Path, patience: Duration) -> bool {
-    let age = fs::metadata(pidfile).and_then(|file| file.modified()).ok().and_then(|start| start.elapsed().ok());
-    let pid = fs::read_to_string(pidfile).ok().and_then(|text| text.trim().parse().ok());
-    let pid = pid.filter(|_| age.is_some_and(|age| age >= patience));
-    pid.is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGTERM).is_ok())
+/// Ends the process that the file names, if it has run for so long, and says how long that is.
+fn terminate(pidfile: &Path, patience: Duration) -> Option<Duration> {
+    let age = fs::metadata(pidfile).and_then(|file| file.modified()).ok()?.elapsed().ok()?;
+    let pid = fs::read_to_string(pidfile).ok()?.trim().parse().ok().filter(|_| age + A_MOMENT >= patience)?;
+    kill(Pid::from_raw(pid), Signal::SIGTERM).ok().map(|()| patience)
 }
 
 /// Reads what libtest prints in the VM.

@@ -123,6 +123,11 @@ pub fn weights_in(group: &GroupPath, is_passed_over: impl Fn(&str) -> bool) -> R
     Ok(weights)
 }
 
+/// Whether this is the weight of /kata: it follows from who else is in there at the moment, and says nothing of one sandbox.
+pub fn is_weight_of_kata(group: &GroupPath, file: &str) -> bool {
+    file == file::WEIGHT && is_kata(group)
+}
+
 /// Whether this is /kata itself, the top of all domains that stand apart from their pods.
 pub fn is_kata(group: &GroupPath) -> bool {
     group.rel.as_os_str() == "kata"
@@ -213,6 +218,27 @@ mod tests {
             containers: Vec::new(),
             brought_in: None,
         }
+    }
+
+    #[test]
+    fn all_threads_are_where_the_first_one_is_in_a_v2_group_that_is_a_domain_and_no_more() {
+        let host = Host::new();
+        host.make("engine");
+        let sites = host.sites(ALL, Domain::Kata);
+        let are_together = |place: &str, sites: &[Site]| super::are_together(&vm(place).processes[0], sites);
+        assert!(are_together("/engine", &sites));
+        // Its threads can be in groups below it.
+        std::fs::write(host.dir.path().join("engine/cgroup.type"), "domain threaded\n").unwrap();
+        assert!(!are_together("/engine", &sites));
+        std::fs::write(host.dir.path().join("engine/cgroup.type"), "threaded\n").unwrap();
+        assert!(!are_together("/engine", &sites));
+        // And in any below the root, which has no type; of one that is gone nothing is known.
+        assert!(!are_together("/", &sites) && !are_together("/gone", &sites));
+        // On v1 each thread is where it likes.
+        std::fs::write(host.dir.path().join("engine/cgroup.type"), "domain\n").unwrap();
+        let cpu = GroupPath::new(&testing::hierarchy(&[Controller::Cpu]), "pod");
+        let on_v1 = testing::site(Part::Constrained, cpu, Vec::new());
+        assert!(!are_together("/engine", &[sites, vec![on_v1]].concat()) && !are_together("/engine", &[]));
     }
 
     #[test]
