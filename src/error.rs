@@ -36,6 +36,9 @@ pub enum Error {
         path = .path.display()
     )]
     Populated { path: PathBuf, controllers: String, instead: &'static str },
+    /// The group that is to hold the vCPU threads stands, is no threaded one yet, and holds processes, so that it cannot become one.
+    #[error("{path} holds processes and so cannot be made threaded (cgroup.type): move them into the group above it", path = .path.display())]
+    NotThreaded { path: PathBuf },
     /// A v2 group in which no domain can be made, or that cannot be one.
     #[error(
         "{path} is \"{kind}\" (cgroup.type), so that no group in it can hold processes: move its own processes into a group \

@@ -127,13 +127,14 @@ impl Hook<'_> {
 fn check_moves(steps: &[Step], host: &Host, kernel: &Kernel) {
     let proven = [host.cast.vmms(), host.cast.helpers()].concat();
     for step in steps {
-        let (pid, to) = match step {
-            Step::MoveProcess { pid, to, .. } | Step::MoveThread { pid, to, .. } => (*pid, to),
+        let (pid, is_in_sight) = match step {
+            Step::MoveProcess { pid, to, .. } => (*pid, kernel.is_in_sight(kernel.tree_of(to), *pid)),
+            Step::MoveThread { pid, tid, to, .. } => (*pid, kernel.is_thread_in_sight(kernel.tree_of(to), *tid)),
             _ => continue,
         };
         let is_whole = matches!(step, Step::MoveProcess { .. });
         assert!(proven.contains(&pid), "{step}: has not proved itself");
-        assert!(kernel.is_in_sight(kernel.tree_of(to), pid), "{step}: is not in sight");
+        assert!(is_in_sight, "{step}: is not in sight");
         assert!(!is_whole || !host.cast.is_shim(pid), "{step}: is the shim");
     }
 }

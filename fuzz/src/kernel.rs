@@ -135,7 +135,12 @@ impl Kernel {
 
     /// Whether every thread of a process is in a group beneath the mount point.
     pub fn is_in_sight(&self, n: usize, pid: i32) -> bool {
-        self.threads.values().filter(|thread| thread.process == pid).all(|thread| thread.places[n] != Path::new(ELSEWHERE))
+        self.threads.iter().filter(|(_, thread)| thread.process == pid).all(|(tid, _)| self.is_thread_in_sight(n, *tid))
+    }
+
+    /// The same of one thread.
+    pub fn is_thread_in_sight(&self, n: usize, tid: i32) -> bool {
+        self.threads[&tid].places[n] != Path::new(ELSEWHERE)
     }
 
     /// A write into tasks or cgroup.threads (`cgroup_attach_permissions`).

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 
 use crate::cgroup::group::{Group, GroupPath};
-use crate::cgroup::mounts::Version;
 use crate::cgroup::{Part, file};
 use crate::error::Error;
 use crate::record::Record;
@@ -122,12 +121,23 @@ pub fn levels(group: &GroupPath, record: &Record) -> Result<Vec<Level>, Error> {
     Ok(levels)
 }
 
-/// Whether threads are in a group above, if that can matter: the root may pass on what it likes, and one of ours that passes anything on
-/// holds nobody, or has become the root of threaded ones, as its type says.
+/// Whether threads are in a group on v2, if that can matter: only a domain can be in the way, and one of ours that passes anything on holds
+/// nobody. The root may pass on what it likes; it has no type.
 fn is_populated(group: &Group, path: &GroupPath, standing: &Standing) -> Result<bool, Error> {
-    let is_v2 = path.hierarchy.version == Version::V2 && standing.values.contains_key(file::TYPE);
+    let is_domain = standing.values.get(file::TYPE).is_some_and(|kind| kind == "domain");
     let passes_on = standing.values.get(file::SUBTREE).is_some_and(|controllers| !controllers.is_empty());
-    Ok(is_v2 && !(standing.is_ours && passes_on) && !group.members(path.threads_file())?.is_empty())
+    Ok(is_domain && !(standing.is_ours && passes_on) && !group.members(path.threads_file())?.is_empty())
+}
+
+/// Reads the group that is to hold the vCPU threads on v2.
+pub fn threaded(path: &GroupPath, record: &Record) -> Result<Level, Error> {
+    let mut level = level(path, record)?;
+    if level.value(file::TYPE) == Some("domain") {
+        if let (Some(standing), Some(open)) = (&mut level.standing, path.open()?) {
+            standing.is_populated = is_populated(&open, path, standing)?;
+        }
+    }
+    Ok(level)
 }
 
 /// Reads one level.

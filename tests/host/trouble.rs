@@ -53,25 +53,26 @@ fn a_group_that_a_killed_run_left_and_that_somebody_is_in_by_now() {
     let bundle = env.bundle();
     env.pod("cpu").make();
     let mirror = Group::new("cpu", &format!("/kata{}", env.pod("cpu").path));
-    let controllers = mirror.path_on_host().join("cgroup.subtree_control");
-    let strace = ["strace", "-f", "-o", "/dev/null", "-P", controllers.to_str().unwrap(), "-e", "trace=write"];
-    let inject = ["-e", "inject=write:signal=KILL:when=1", "--"];
-    let hook = || env.hook("prestart").state(bundle.state(sandbox.pid));
-    assert_ne!(hook().under(strace.into_iter().chain(inject)).run().code, Some(0));
-    let tenant = Process::sleeping();
-    let home = Group::new("cpu", &place_of(tenant.pid(), "cpu").unwrap());
-    mirror.take_in(tenant.pid());
-    env.watch(tenant.pid());
-    let before = env.dump();
-    assert_fails(
-        hook(),
-        &before,
-        &env,
-        &[mirror.path_on_host().to_str().unwrap(), "holds processes and does not pass cpu, cpuset"],
-    );
-    home.take_in(tenant.pid());
-    hook().run().succeeded().logged("placed");
-    sandbox.release(&bundle).logged("released");
+    let lacking = [
+        (mirror, "cgroup.subtree_control", "holds processes and does not pass cpu, cpuset"),
+        (env.constrained("cpu"), "cgroup.type", "holds processes and so cannot be made threaded"),
+    ];
+    for (group, file, why) in lacking {
+        let file = group.path_on_host().join(file);
+        let strace = ["strace", "-f", "-o", "/dev/null", "-P", file.to_str().unwrap(), "-e", "trace=write"];
+        let inject = ["-e", "inject=write:signal=KILL:when=1", "--"];
+        let hook = || env.hook("prestart").state(bundle.state(sandbox.pid));
+        assert_ne!(hook().under(strace.into_iter().chain(inject)).run().code, Some(0));
+        let tenant = Process::sleeping();
+        let home = Group::new("cpu", &place_of(tenant.pid(), "cpu").unwrap());
+        group.take_in(tenant.pid());
+        env.watch(tenant.pid());
+        let before = env.dump();
+        assert_fails(hook(), &before, &env, &[group.path_on_host().to_str().unwrap(), why]);
+        home.take_in(tenant.pid());
+        hook().run().succeeded().logged("placed");
+        sandbox.release(&bundle).logged("released");
+    }
 }
 
 #[test]

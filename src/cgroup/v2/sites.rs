@@ -50,7 +50,7 @@ pub fn survey(
     }
     let group = domain.group.child(VCPUS);
     let mut levels = domain.levels.clone();
-    levels.push(site::level(&group, record)?);
+    levels.push(site::threaded(&group, record)?);
     let vcpus = Site { part: Part::Constrained, is_adopted: is_foreign(&levels), group, levels, ..domain.clone() };
     Ok(vec![domain, vcpus])
 }

@@ -61,6 +61,10 @@ fn pass_controllers_on(domain: &Site, vcpus: Option<&Site>, settings: &mut Setti
         return Err(Error::Foreign { path: own.path.absolute() });
     }
     if let Some(vcpus) = vcpus {
+        // A run that was killed before it wrote the type has left it empty; somebody may have put a process there since.
+        if vcpus.own().is_some_and(|own| own.is_populated) {
+            return Err(Error::NotThreaded { path: vcpus.group.absolute() });
+        }
         settings.assign(vcpus, vec![(TYPE, "threaded".to_owned())]);
         // That the domain holds threads is what it is for; with threaded controllers alone it may.
         on_the_way.retain(|one| THREADED.contains(one));
@@ -272,6 +276,8 @@ mod tests {
         levels: Vec<Level>,
         pod: Vec<Level>,
         neighbours: Vec<(String, u64)>,
+        /// The vCPU threads' group, if it stands.
+        vcpus: Option<Standing>,
     }
 
     impl Host {
@@ -280,13 +286,14 @@ mod tests {
             let anew =
                 [("", false, Some(ROOT)), ("kata", true, None), ("kata/pod", true, None), ("kata/pod/kata_x", true, None)];
             let pod = [("", false, Some(ROOT)), ("pod", false, Some(pod))];
-            Self { controllers: ALL, levels: levels(ALL, &anew), pod: levels(ALL, &pod), neighbours: Vec::new() }
+            let (levels, pod) = (levels(ALL, &anew), levels(ALL, &pod));
+            Self { controllers: ALL, levels, pod, neighbours: Vec::new(), vcpus: None }
         }
 
         /// Within a pod that stands.
         fn in_pod(pod: &'static [(&'static str, &'static str)]) -> Self {
             let all = levels(ALL, &[("", false, Some(ROOT)), ("pod", false, Some(pod)), ("pod/kata_x", true, None)]);
-            Self { controllers: ALL, pod: all[..2].to_vec(), levels: all, neighbours: Vec::new() }
+            Self { controllers: ALL, pod: all[..2].to_vec(), levels: all, neighbours: Vec::new(), vcpus: None }
         }
 
         fn settings(&self, demand: &str) -> Result<Settings, Error> {
@@ -301,7 +308,7 @@ mod tests {
             let domain = site(Part::Unconstrained, group.clone(), self.levels.clone());
             let vcpus = group.child("vcpu");
             let mut all = self.levels.clone();
-            all.push(Level { path: vcpus.clone(), standing: None });
+            all.push(Level { path: vcpus.clone(), standing: self.vcpus.clone() });
             let vcpus = site(Part::Constrained, vcpus, all);
             let vcpus = Some(&vcpus).filter(|_| self.controllers != [Controller::Memory]);
             let mut settings = Settings::default();
@@ -363,6 +370,17 @@ mod tests {
         host.levels[1].standing.as_mut().unwrap().is_populated = true;
         let error = host.settings("{}").unwrap_err().to_string();
         assert!(error.starts_with("/c2/kata holds processes and does not pass cpu, cpuset, memory on"), "{error}");
+    }
+
+    #[test]
+    fn a_group_that_holds_processes_is_not_made_threaded() {
+        let mut host = Host::in_pod(&[(SUBTREE, "cpu cpuset")]);
+        let values = [(TYPE, "domain".to_owned())].into_iter().collect();
+        host.vcpus = Some(Standing { is_ours: true, is_populated: true, values, ..Standing::default() });
+        let error = host.settings("{}").unwrap_err().to_string();
+        assert!(error.starts_with("/c2/pod/kata_x/vcpu holds processes and so cannot be made threaded"), "{error}");
+        host.vcpus.as_mut().unwrap().is_populated = false;
+        assert!(host.written("{}").contains(&"pod/kata_x/vcpu/cgroup.type threaded".to_owned()));
     }
 
     #[test]
