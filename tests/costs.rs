@@ -82,7 +82,7 @@ fn a_container_that_is_no_vm_sandbox_is_let_through_in_few_calls() {
 #[test]
 fn a_container_that_is_no_vm_sandbox_is_let_through_in_few_instructions() {
     let (Some(env), Some(hook)) = (Env::new(), shipped()) else { return };
-    if !std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("valgrind").exists())) {
+    if !is_installed("valgrind") {
         return skipped("no valgrind").unwrap_or_default();
     }
     let callgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"];

@@ -9,7 +9,7 @@ use std::sync::{Barrier, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::stage::{Stage, Subject};
-use crate::testenv::{Call, Group, Process, Strace};
+use crate::testenv::{Call, Group, Process, Strace, is_installed};
 
 /// The C programs beside this, built.
 pub(crate) struct Tools {
@@ -165,7 +165,8 @@ impl Counts {
         let calls: Vec<Call> = trace.lines().filter(|line| !line.contains("resumed>")).filter_map(Call::parse).collect();
         let moves: Vec<usize> = (0..calls.len()).filter(|index| is_move(&calls[*index])).collect();
         let span = moves.first().zip(moves.last()).map_or(0, |(first, last)| last - first + 1);
-        let instructions = has_valgrind().then(|| {
+        // The virtual machines are without.
+        let instructions = is_installed("valgrind").then(|| {
             // Its steps are done by now: for valgrind it is brought to where it was, and by valgrind to where it is.
             if let Some(undoing) = stage.undoing(subject) {
                 let stdin = File::open(&undoing.stdin).expect("its stdin");
@@ -180,11 +181,6 @@ impl Counts {
         stage.env.log.take();
         Counts { calls: calls.len(), moves: moves.len(), between_moves: span - moves.len(), instructions }
     }
-}
-
-/// The virtual machines are without.
-fn has_valgrind() -> bool {
-    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("valgrind").exists()))
 }
 
 fn callgrind() -> Vec<std::ffi::OsString> {

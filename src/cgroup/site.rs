@@ -47,7 +47,8 @@ pub struct Standing {
     pub mark: Option<String>,
     /// We made it: it carries our mark, or the record knows its inode.
     pub is_ours: bool,
-    /// Threads are in it itself. Asked only where it decides something: of the groups on v2 that may have to pass more on.
+    /// Threads are in it itself. Asked only where it decides something: of the groups on v2 that may have to pass more on, or
+    /// to become threaded.
     pub is_populated: bool,
     pub values: Values,
 }

@@ -38,7 +38,7 @@ pub(crate) use hook::{Hook, Run, hook_binary, steps_ahead, use_binary};
 pub(crate) use limits::{Freedom, Limits, freedom_of, limits_at, share_of};
 pub(crate) use log::LogLine;
 pub(crate) use podman::{Driver, Podman};
-pub(crate) use process::{Process, Thread, children_of, cpu_ticks, is_alive, minds, start_time, threads_of};
+pub(crate) use process::{Process, Thread, children_of, cpu_ticks, is_alive, is_installed, minds, start_time, threads_of};
 pub(crate) use qmp::Qmp;
 pub(crate) use refusals::{Call, On, Refused, calls_of, refuse};
 pub(crate) use sandbox::{Layout, QEMU, Sandbox, Starter, virtiofsd, virtiofsd_arguments};

@@ -133,3 +133,8 @@ fn stat_field(tid: i32, number: usize) -> Option<String> {
     let after_name = stat.rsplit_once(')')?.1;
     after_name.split_whitespace().nth(number - 3).map(str::to_owned)
 }
+
+/// Whether there is a program of this name in PATH.
+pub(crate) fn is_installed(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()))
+}
