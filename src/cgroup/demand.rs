@@ -12,6 +12,8 @@ use crate::oci::state::Annotations;
 
 /// The kernel's period where nobody states one, in µs.
 pub const DEFAULT_PERIOD: u64 = 100_000;
+/// The kernel's realtime period where nobody states one, in µs (`def_rt_bandwidth`, sched-rt-group.rst): it takes no 0.
+const DEFAULT_REALTIME_PERIOD: u64 = 1_000_000;
 /// The kernel's shares where nobody states any.
 pub const DEFAULT_SHARES: u64 = 1024;
 /// The kernel takes no quota below this, in µs (`min_cfs_quota_period`, kernel/sched/core.c).
@@ -95,8 +97,13 @@ impl Demand {
             demand.period = DEFAULT_PERIOD;
         }
         demand.shares = if demand.shares == 0 { DEFAULT_SHARES } else { demand.shares.clamp(2, 262_144) };
+        let realtime_period = if realtime_period == 0 { DEFAULT_REALTIME_PERIOD } else { realtime_period };
         demand.realtime = (realtime_runtime > 0).then_some((realtime_period, realtime_runtime));
         demand.cpus_worth = sum(&limits)?;
+        // Uncounted, it would be no limit.
+        if demand.cpus_worth.is_some() && demand.quota().is_none() {
+            return Err(too_large(&limits));
+        }
         Ok(demand)
     }
 
@@ -114,22 +121,22 @@ impl Demand {
 
 /// Σ, or no limit where there is none to add or somebody has none.
 fn sum(limits: &[Option<Cpus>]) -> Result<Option<Cpus>, Error> {
-    let Some(limits) = limits.iter().copied().collect::<Option<Vec<Cpus>>>() else {
+    let Some(known) = limits.iter().copied().collect::<Option<Vec<Cpus>>>() else {
         return Ok(None);
     };
-    let too_large = || Error::Demand {
-        what: "sum of quota/period",
-        value: format!("{limits:?}"),
-        why: "larger than can be counted".into(),
-    };
     let mut sum: Option<Cpus> = None;
-    for limit in &limits {
+    for limit in known {
         sum = Some(match sum {
-            None => *limit,
-            Some(sum) => sum.plus(*limit).ok_or_else(too_large)?,
+            None => limit,
+            Some(sum) => sum.plus(limit).ok_or_else(|| too_large(limits))?,
         });
     }
     Ok(sum)
+}
+
+fn too_large(limits: &[Option<Cpus>]) -> Error {
+    let limits: Vec<&Cpus> = limits.iter().flatten().collect();
+    Error::Demand { what: "sum of quota/period", value: format!("{limits:?}"), why: "larger than can be counted".into() }
 }
 
 fn list(what: &'static str, text: Option<&str>) -> Result<CpuList, Error> {
@@ -261,6 +268,23 @@ mod tests {
             assert_eq!(limit(&[none, r#"{"quota":50000,"period":100000}"#]).0, None, "{none}");
             assert_eq!(limit(&[r#"{"quota":50000,"period":100000}"#, none]).0, None, "{none}");
         }
+    }
+
+    #[test]
+    fn a_sum_that_cannot_be_counted_is_an_error_and_not_no_limit() {
+        let periods = [999_983, 999_979, 999_961, 999_959, 999_953, 999_931];
+        let cpus = periods.map(|period| cpu(&format!(r#"{{"quota":{},"period":{period}}}"#, period / 4)));
+        assert!(Demand::of(&cpus[..4]).unwrap().quota().is_some());
+        let error = Demand::of(&cpus).unwrap_err().to_string();
+        assert!(error.contains("larger than can be counted"), "{error}");
+    }
+
+    #[test]
+    fn a_realtime_runtime_without_a_period_has_the_kernels() {
+        let demand = |json| Demand::of([&cpu(json)]).unwrap().realtime;
+        assert_eq!(demand(r#"{"realtimeRuntime":1000}"#), Some((1_000_000, 1000)));
+        assert_eq!(demand(r#"{"realtimeRuntime":1000,"realtimePeriod":5000}"#), Some((5000, 1000)));
+        assert_eq!(demand(r#"{"realtimePeriod":5000}"#), None);
     }
 
     #[test]
