@@ -5,6 +5,7 @@
 mod testenv;
 
 use std::fs;
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -62,6 +63,29 @@ fn where_nothing_was_ever_placed_there_is_nothing_to_do() {
     let Some((env, _alone)) = alone() else { return };
     assert_all_well(&env);
     assert!(!env.state_dir().exists());
+}
+
+/// Who was given a group of his own makes as many in it as he likes.
+#[test]
+fn groups_within_each_other_by_the_thousand_are_in_nobodys_way() {
+    let Some((env, _alone)) = alone() else { return };
+    let mut sandbox = env.sandbox().start();
+    sandbox.place(&env.bundle());
+    let mut deepest = Group::new("cpu", &format!("{}/users", env.top()));
+    let users = deepest.clone();
+    for _ in 0..1100 {
+        deepest.mkdir().unwrap();
+        deepest = deepest.child("x");
+    }
+    sandbox.kill();
+    fs::remove_file(record_of(&env)).unwrap();
+    let few_descriptors = ["prlimit", "--nofile=256:256", "--"];
+    let status = env.hook("status").arg(&env.name).under(few_descriptors).run();
+    assert!(status.code == Some(0) && status.stdout.contains("orphan"), "{status:#?}");
+    let run = reconcile(&env).under(few_descriptors).run();
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{run:#?}");
+    assert!(run.logged("released").get("removed") != "0" && !env.constrained("cpu").exists(), "{run:#?}");
+    assert!(users.exists(), "somebody else's");
 }
 
 #[test]
@@ -187,6 +211,9 @@ fn what_has_a_name_of_ours_and_no_mark_is_told_and_left() {
     );
     assert!(said(&env, &run).contains(&expected.as_str()), "{run:#?}");
     assert!(group.exists());
+    // What a user calls so in a group of his own is nobody's business.
+    chown(group.path_on_host(), Some(65534), None).unwrap();
+    assert_all_well(&env);
     // Another state directory's are another hook's.
     let other = env.sandbox().start();
     other.place(&env.bundle());

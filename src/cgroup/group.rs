@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fstat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat, write};
 
 use crate::cgroup::mounts::{Hierarchy, Version};
@@ -189,7 +189,16 @@ impl Group {
 
     /// Its inode, which with its path is its identity in the record.
     pub fn inode(&self) -> Result<u64, Error> {
-        fstat(&self.dir).map(|stat| stat.st_ino).map_err(|errno| Error::path("stat", &self.path, errno))
+        self.stat().map(|stat| stat.st_ino)
+    }
+
+    /// The user that it belongs to: he made it, or was given it.
+    pub fn owner(&self) -> Result<u32, Error> {
+        self.stat().map(|stat| stat.st_uid)
+    }
+
+    fn stat(&self) -> Result<FileStat, Error> {
+        fstat(&self.dir).map_err(|errno| Error::path("stat", &self.path, errno))
     }
 
     /// Its mark, if we made it.

@@ -7,8 +7,13 @@ use std::ffi::OsStr;
 
 use crate::cgroup::group::{Group, GroupPath, Mark};
 use crate::cgroup::mounts::{Mounts, Version};
+use crate::cgroup::path;
 use crate::error::Error;
 use crate::record::Record;
+
+/// Nothing of ours lies deeper: on v2 a sandbox's place has /kata above it and `vcpu` in it. Whoever was given a group of his own may make
+/// as many within each other as he likes, and each level of the way takes a descriptor.
+const DEEPEST: usize = path::DEEPEST + 2;
 
 /// A group that we made, or that is named as if.
 #[derive(Debug)]
@@ -19,16 +24,16 @@ pub struct Found {
     pub mark: Option<Mark>,
 }
 
-/// Every group with our mark or a name of ours, the deepest first.
-pub fn all(mounts: &Mounts) -> Result<Vec<Found>, Error> {
+/// Every group with our mark, or with a name of ours and `owner`'s, the deepest first: those that users have in groups of their own may be
+/// called anything. Why a hierarchy could not be looked at to its end is added to `unseen`.
+pub fn all(mounts: &Mounts, owner: u32, unseen: &mut Vec<Error>) -> Vec<Found> {
     let mut found = Vec::new();
     for hierarchy in &mounts.hierarchies {
         let top = GroupPath::new(hierarchy, "");
-        if let Some(group) = top.open()? {
-            walk(&top, &group, &mut found)?;
-        }
+        let walked = top.open().and_then(|group| group.map_or(Ok(()), |group| walk(&top, &group, owner, DEEPEST, &mut found)));
+        unseen.extend(walked.err());
     }
-    Ok(found)
+    found
 }
 
 /// Those that none of `records` knows.
@@ -42,16 +47,18 @@ pub fn unknown_to(records: &[Record], found: Vec<Found>) -> Vec<Found> {
     found.into_iter().filter(|found| !is_known(found)).collect()
 }
 
-fn walk(path: &GroupPath, group: &Group, found: &mut Vec<Found>) -> Result<(), Error> {
-    for name in group.children()? {
+/// Adds what there is in `group`, and in those within it as far as `levels` go.
+fn walk(path: &GroupPath, group: &Group, owner: u32, levels: usize, found: &mut Vec<Found>) -> Result<(), Error> {
+    let children = if levels > 0 { group.children()? } else { Vec::new() };
+    for name in children {
         // It may have gone meanwhile.
         if let Some(child) = group.child(OsStr::new(&name))? {
-            walk(&path.child(&name), &child, found)?;
+            walk(&path.child(&name), &child, owner, levels - 1, found)?;
         }
     }
     let mark = group.mark();
     let is_named = path.rel.file_name().and_then(OsStr::to_str).is_some_and(is_like_ours);
-    if mark.is_some() || is_named {
+    if mark.is_some() || (is_named && group.owner()? == owner) {
         found.push(Found { path: path.clone(), inode: group.inode()?, mark });
     }
     Ok(())

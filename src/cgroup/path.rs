@@ -49,9 +49,9 @@ const LONGEST_NAME: usize = 255;
 /// The longest place: what PATH_MAX leaves below a mount point, with room for a file's name.
 const LONGEST_PLACE: usize = 3800;
 
-/// The most groups within each other. The kernel has no limit of its own (cgroup.max.depth), but every group is looked at with all
+/// So many groups within each other are too many. The kernel has no limit of its own (cgroup.max.depth), but every group is looked at with all
 /// above it, which no run has the time for with hundreds. Kubernetes in a container of Kubernetes' has some fifteen.
-const DEEPEST: usize = 64;
+pub(super) const DEEPEST: usize = 64;
 
 impl SandboxPath {
     /// The place that `cgroups_path` gives `sandbox`.
@@ -127,7 +127,7 @@ impl SandboxPath {
         }
         match self.0.components().count() {
             _ if self.0.as_os_str().len() > LONGEST_PLACE => Some("longer than a path can be"),
-            depth if depth >= DEEPEST => Some("more than 64 groups deep"),
+            depth if depth >= DEEPEST => Some("64 groups deep or deeper"),
             _ => why,
         }
     }

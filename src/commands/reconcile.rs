@@ -114,11 +114,15 @@ impl<'a> Tour<'a> {
 
     /// Looks for what no record knows, sandbox by sandbox.
     fn orphans(&mut self) {
-        let found = Mounts::read(&self.host.proc).and_then(|mounts| orphan::all(&mounts));
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => return self.errors.push(printable(&error.to_string())),
-        };
+        let mut unseen = Vec::new();
+        let mounts = Mounts::read(&self.host.proc).inspect_err(|error| self.errors.push(printable(&error.to_string())));
+        let Ok(mounts) = mounts else { return };
+        let found = orphan::all(&mounts, self.host.owner, &mut unseen);
+        self.errors.extend(unseen.iter().map(|error| printable(&error.to_string())));
+        // The first hook of this host may have made it, and be about to fill groups.
+        if self.store.is_none() {
+            self.store = Store::open_existing(&self.config.state_dir, self.host.owner).ok().flatten();
+        }
         let records = self.records();
         let mut by_sandbox: BTreeMap<String, Vec<orphan::Found>> = BTreeMap::new();
         for found in orphan::unknown_to(&records, found) {

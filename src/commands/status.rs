@@ -74,10 +74,9 @@ impl<'a> View<'a> {
             );
         }
         // The groups first: a hook that makes some now has written its record before.
-        let found = orphan::all(mounts).unwrap_or_else(|error| {
-            unseen.push(error.to_string());
-            Vec::new()
-        });
+        let mut unread = Vec::new();
+        let found = orphan::all(mounts, host.owner, &mut unread);
+        unseen.extend(unread.iter().map(ToString::to_string));
         let records = records(config, host.owner, &mut unseen);
         let known: Vec<Record> = records.values().flatten().cloned().collect();
         let mut marked: BTreeMap<String, Vec<Found>> = BTreeMap::new();
