@@ -49,6 +49,13 @@ pub enum Error {
     /// The group that is to be the domain stands, carries no mark of ours and is in no record.
     #[error("{path} stands already and is not ours: remove it (rmdir) once nobody is in it", path = .path.display())]
     Foreign { path: PathBuf },
+    /// A group that the record knows is on no cgroup mount.
+    #[error(
+        "{path} of its record is on no cgroup file system that the hook sees: run it in the host's mount namespace, or, if that was \
+         unmounted for good, remove the record",
+        path = .path.display()
+    )]
+    NotMounted { path: PathBuf },
     /// A process of the VM is in a group that cannot be reached from here, so that it could not be put back.
     #[error(
         "process {pid} is in a group that is not below {mount} as the hook sees it: run the hook in the host's cgroup and \

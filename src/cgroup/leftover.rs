@@ -43,6 +43,12 @@ pub struct Occupied {
 /// and why is added to `unseen`; it keeps nothing else from going.
 pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec<Leftover> {
     let mut candidates = path.map_or_else(Vec::new, |path| at_place(path, mounts, unseen));
+    // Forgotten with the record, it would be nobody's.
+    let adopted = record.adopted.iter().map(|adopted| &adopted.path);
+    let all = record.groups.iter().map(|group| &group.path).chain(adopted);
+    unseen.extend(
+        all.filter(|path| locate(&mounts.hierarchies, path).is_none()).map(|path| Error::NotMounted { path: path.clone() }),
+    );
     for group in &record.groups {
         let Some(path) = locate(&mounts.hierarchies, &group.path) else { continue };
         let part = part_of(group, &path);
