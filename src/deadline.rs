@@ -45,6 +45,11 @@ impl Deadline {
         if self.signalled() { Duration::ZERO } else { self.time_left() }
     }
 
+    /// Whether it has passed, whatever signal has come: this costs no system call.
+    pub fn has_passed(&self) -> bool {
+        self.time_left().is_zero()
+    }
+
     fn time_left(&self) -> Duration {
         self.total.saturating_sub(self.start.elapsed())
     }

@@ -82,7 +82,7 @@ pub fn place_who_is_elsewhere(vm: &mut Vm, sites: &[Site], demand: &Demand) -> R
         return plan;
     }
     for member in &mut vm.processes {
-        if v2::sites::are_together(member, sites) { member.follow_first() } else { member.read_groups() }
+        if v2::sites::are_together(member, sites) { member.follow_first() } else { member.read_groups()? }
     }
     place(vm, sites, demand)
 }

@@ -15,6 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::foreign;
 use crate::sys::{self, Entry};
@@ -27,6 +29,15 @@ const LIMIT: u64 = 1 << 20;
 
 /// Clock ticks a second in /proc (USER_HZ, which is part of Linux's ABI).
 const TICKS: u64 = 100;
+const NANOS_A_TICK: u64 = 1_000_000_000 / TICKS;
+
+/// How long ago the host booted, in clock ticks: what a start time is counted in. Where nobody tells, nothing is younger than that.
+pub fn ticks_since_boot() -> u64 {
+    let ticks = |time: TimeSpec| {
+        u64::try_from(time.tv_sec()).ok()?.checked_mul(TICKS)?.checked_add(u64::try_from(time.tv_nsec()).ok()? / NANOS_A_TICK)
+    };
+    clock_gettime(ClockId::CLOCK_BOOTTIME).ok().and_then(ticks).unwrap_or(u64::MAX)
+}
 
 /// A mounted proc file system.
 #[derive(Debug, Clone)]
@@ -143,6 +154,14 @@ impl Proc {
 /// The ids of the mounts in a mountinfo file: the first field of each line.
 fn mount_ids(table: &[u8]) -> Vec<u64> {
     table.split(|byte| *byte == b'\n').filter_map(|line| number(words(line).next()?)).collect()
+}
+
+/// `None` where who was asked has ended.
+pub fn unless_gone<T>(read: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match read {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// One process (or one thread, by its own number), held open.
@@ -263,6 +282,8 @@ pub struct Stat {
     pub parent: i32,
     /// Made by the kernel inside the process: never a vCPU, whatever its registers say.
     pub is_user_worker: bool,
+    /// How many threads the process has, one that has ended and is its first among them.
+    pub threads: u64,
     /// Start time in clock ticks since boot: with the pid, the identity of a process.
     pub start: u64,
     /// Time spent running a guest, in clock ticks: above 0 for vCPU threads only, and not counted by every kind of KVM.
@@ -282,14 +303,21 @@ impl Stat {
             state: *field(3)?.first()?,
             parent: number(field(4)?)?,
             is_user_worker: number::<u64>(field(9)?)? & USER_WORKER != 0,
+            threads: number(field(20)?)?,
             start: number(field(22)?)?,
             guest_time: number(field(43)?)?,
         })
     }
 
-    /// Whether it has ended and only waits to be reaped.
+    /// Whether the thread has ended and only waits to be reaped. A process is not over with its first one: the others run on, and it is
+    /// shown as a zombie all the same (pthread_exit(3), NOTES).
     pub fn is_dead(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
+    }
+
+    /// Whether the process has ended, as a whole, and only waits to be reaped.
+    pub fn is_over(&self) -> bool {
+        self.is_dead() && self.threads <= 1
     }
 }
 

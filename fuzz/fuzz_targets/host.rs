@@ -4,11 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use kata_cgroup_hook::cgroup::group::GroupPath;
 use kata_cgroup_hook::cgroup::mounts::Mounts;
 use kata_cgroup_hook::cgroup::site::Site;
 use kata_cgroup_hook::cgroup::{self, Controller, Part, file};
+use kata_cgroup_hook::deadline::Deadline;
 use kata_cgroup_hook::error::Error;
 use kata_cgroup_hook::plan::{self, Plan, Step};
 use kata_cgroup_hook::proc::{Proc, Process};
@@ -84,6 +86,7 @@ impl Hook<'_> {
             parent: Some(self.host.cast.our_parent()),
             recorded: &recorded,
             owner: owner(),
+            deadline: &Deadline::after(Instant::now(), Duration::from_secs(60)),
         };
         let mut found = search.find();
         let Some(vmm) = found.vmm else {
@@ -105,9 +108,9 @@ impl Hook<'_> {
         let known = [vm.processes[0].process.pid];
         let helpers = search.helpers(children, &known, &mut found.refused).into_iter();
         vm.processes.extend(helpers.map(|helper| Member::new(helper.process, helper.start, Role::Helper)));
-        vm.processes.iter_mut().for_each(|member| assert!(member.look()));
+        vm.processes.iter_mut().for_each(|member| assert!(member.look().expect("threads")));
         let member = &vm.processes[0];
-        vm.vcpus = vcpu::of(&member.process, &member.threads, &vmm.kind.vcpu_threads, None).expect("descriptors");
+        vm.vcpus = vcpu::of(&self.proc, &member.process, &member.threads, &vmm.kind.vcpu_threads, None).expect("descriptors");
         let told: Vec<i32> = vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect();
         assert_eq!(told, self.host.cast.vcpus(member.process.pid));
         Some(vm)
@@ -116,7 +119,7 @@ impl Hook<'_> {
     fn plan(&self, vm: &mut Vm, laid: &Laid) -> Result<(Vec<Site>, Plan), Error> {
         let sites = cgroup::survey(&self.mounts, &laid.path, laid.domain, vm, &laid.record)?;
         let plan = plan::place_who_is_elsewhere(vm, &sites, &laid.demand)?;
-        vm.processes.iter_mut().for_each(Member::read_groups);
+        vm.processes.iter_mut().try_for_each(Member::read_groups)?;
         let asked = plan::place(vm, &sites, &laid.demand)?;
         assert_eq!(plan.steps, asked.steps, "who is right by the groups' lists is where he says he is");
         Ok((sites, plan))

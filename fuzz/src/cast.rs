@@ -269,7 +269,8 @@ impl Actor {
             && match self.forged {
                 Some(Forgery::User(_) | Forgery::Executable | Forgery::ExecutableLoose | Forgery::Dead) => false,
                 Some(Forgery::Nested) => role != Role::Vmm,
-                Some(Forgery::Arguments) => role == Role::Helper,
+                // Who is recorded has proved that before.
+                Some(Forgery::Arguments) => role == Role::Helper || self.recorded == Some(true),
                 Some(Forgery::ExecutableDeleted | Forgery::StartedTooLate) | None => true,
             }
     }
@@ -340,11 +341,12 @@ impl Actor {
         let (dir, mode) = if self.forged == Some(Forgery::ExecutableLoose) { ("loose", 0o777) } else { ("bin", 0o755) };
         let dir = at.join(dir);
         std::fs::create_dir_all(&dir).expect("a directory");
-        let file = dir.join(self.name());
+        // Such a link still leads to what it was (proc_pid_exe(5)).
+        let deleted = if self.forged == Some(Forgery::ExecutableDeleted) { " (deleted)" } else { "" };
+        let file = dir.join(format!("{}{deleted}", self.name()));
         write(&file, "#!");
         std::fs::set_permissions(&file, Permissions::from_mode(mode)).expect("a file of ours");
-        let is_deleted = self.forged == Some(Forgery::ExecutableDeleted);
-        if is_deleted { dir.join(format!("{} (deleted)", self.name())) } else { file }
+        file
     }
 
     fn stat(&self, tid: i32, task: Task, index: usize) -> String {

@@ -93,7 +93,7 @@ pub(super) fn is_over(run: &Run, record: &Record) -> bool {
 pub(super) fn lives(run: &Run, record: &Record) -> bool {
     let Some(vmm) = record.vmm() else { return false };
     match run.host.proc.process(vmm.pid).and_then(|process| process.map(|process| process.stat()).transpose()) {
-        Ok(stat) => stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_dead()),
+        Ok(stat) => stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_over()),
         Err(errno) => !matches!(errno, Errno::ENOENT | Errno::ESRCH),
     }
 }

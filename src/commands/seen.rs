@@ -36,11 +36,12 @@ pub(super) fn sandbox(
     let record = known.cloned().unwrap_or_else(|| reconcile::record_of(id, marked));
     let dirs = RuntimeDirs::of(id, &run.config.runtime_dirs, run.host.owner);
     let clues = Clues { dirs: &dirs, hint: None };
-    let vm = vm::find(run, clues, &record).and_then(|mut vm| {
-        let lives = vm::look(run, clues, &record, mounts, &mut vm, Some(Instant::now()));
-        vm.processes.iter_mut().for_each(Member::read_groups);
-        lives.then_some(vm)
-    });
+    let mut vm = vm::find(run, clues, &record);
+    if let Some(found) = &mut vm {
+        let lives = vm::look(run, clues, &record, mounts, found, Some(Instant::now()))?;
+        found.processes.iter_mut().try_for_each(Member::read_groups)?;
+        vm = vm.filter(|_| lives);
+    }
     let is_torn = recorded.is_some() && known.is_none();
     let seen = Seen { run, mounts, record, known, is_torn, marked, reasons: Vec::new() };
     match vm {

@@ -79,9 +79,10 @@ fn converge(
     let (mut tries, mut refused) = (Tries::default(), None::<Error>);
     loop {
         run.deadline.check("look at the VMM's threads")?;
-        if !vm::look(run, clues, record, mounts, &mut vm, patience.take()) {
+        if !vm::look(run, clues, record, mounts, &mut vm, patience.take())? {
             return Ok(false);
         }
+        run.deadline.check("look at the VM's helpers")?;
         let sites = cgroup::survey(mounts, &path, run.config.domain, &vm, record)?;
         refuse_taken(run, &sites, record)?;
         // Later there are groups that this run made.

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use crate::cgroup::mounts::Mounts;
 use crate::commands::Run;
 use crate::config::LogLevel;
 use crate::deadline::Backoff;
+use crate::error::Error;
 use crate::log::Outcome;
 use crate::proc::Process;
 use crate::record::Record;
@@ -69,6 +72,7 @@ fn search<'a>(run: &Run<'a>, clues: Clues<'a>, claims: &'a [Claim], recorded: &'
         parent: None,
         recorded,
         owner: run.host.owner,
+        deadline: run.deadline,
     }
 }
 
@@ -84,32 +88,32 @@ pub(super) fn look(
     mounts: &Mounts,
     vm: &mut Vm,
     patience: Option<Instant>,
-) -> bool {
+) -> Result<bool, Error> {
     let are_known = vm.vcpus.are_all_known();
     let mut is_news = !are_known;
     for member in &mut vm.processes {
         if member.role == Role::Vmm && !are_known {
-            member.read_threads();
+            member.read_threads()?;
         } else {
-            let has_changed = member.look();
+            let has_changed = member.look()?;
             is_news |= has_changed && member.role == Role::Vmm;
         }
     }
     if is_news {
-        tell_vcpus(run, vm, mounts, patience);
+        tell_vcpus(run, vm, mounts, patience)?;
     }
-    add_helpers(run, clues, record, vm);
+    add_helpers(run, clues, record, vm)?;
     let lives = vm.vmm().is_some_and(|vmm| !vmm.threads.is_empty());
     if !lives {
         run.report.outcome = Outcome::NotYet;
         run.report.note("the VMM ended meanwhile");
     }
-    lives
+    Ok(lives)
 }
 
 /// Adds the helpers that are named, and those that the shims, the VMM and its helpers have started, if they are not known yet. A vCPU
 /// thread runs its guest and starts nobody.
-fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) {
+fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) -> Result<(), Error> {
     let started = |member: &Member| -> Vec<i32> {
         let others = member.threads.iter().filter(|thread| !vm.is_vcpu(thread.tid));
         others.flat_map(|thread| member.process.children_of(thread.tid)).collect()
@@ -120,13 +124,14 @@ fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) {
     let (recorded, mut refused) = (record.identities(), Refused::default());
     for helper in search(run, clues, &vm.claims, &recorded).helpers(children, &known, &mut refused) {
         let mut member = Member::new(helper.process, helper.start, Role::Helper);
-        member.look();
+        member.look()?;
         vm.processes.push(member);
     }
     let hinted = refused.hinted.iter().filter(|_| run.config.log_level == LogLevel::Debug);
     for why in refused.named.iter().chain(hinted) {
         run.report.note(why);
     }
+    Ok(())
 }
 
 /// Says that there is no VMM to do anything for; of those that were refused it has been said.
@@ -145,18 +150,23 @@ pub(super) fn absence(dirs: &RuntimeDirs) -> String {
 }
 
 /// Tells the vCPU threads; with `patience`, waits a little for those that cannot be told yet.
-fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>) {
+fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>) -> Result<(), Error> {
     let debugfs = Debugfs::open(mounts.debugfs.as_deref()).ok();
     let patterns = run.config.kinds.of_name(&vm.kind).map_or(&[][..], |kind| kind.vcpu_threads.as_slice());
     let mut backoff = Backoff::default();
     while let Some(vmm) = vm.processes.first_mut() {
-        let told = vcpu::of(&vmm.process, &vmm.threads, patterns, debugfs.as_ref());
-        vm.vcpus = told.unwrap_or_default();
+        let told = vcpu::of(&run.host.proc, &vmm.process, &vmm.threads, patterns, debugfs.as_ref());
+        vm.vcpus = match told {
+            // It has ended, or the right to look at its descriptors is missing: then no thread can be told.
+            Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) => vcpu::Vcpus::default(),
+            told => told.map_err(|errno| vmm.unread("fd", errno))?,
+        };
         let is_worth_waiting = patience.is_some_and(|since| since.elapsed() < PATIENCE);
         if !vm.vcpus.is_partial() || !is_worth_waiting || run.deadline.left().is_zero() {
-            return;
+            return Ok(());
         }
         backoff.pause(run.deadline);
-        vmm.read_threads();
+        vmm.read_threads()?;
     }
+    Ok(())
 }

@@ -50,7 +50,7 @@ impl Debugfs {
         open_dir(root, "kvm").map(|kvm| Self { kvm })
     }
 
-    /// The vCPUs of the VM that one of `threads` made as one of `descriptors`; `None` if KVM shows no such VM.
+    /// The vCPUs of the VMs that `threads` made as `descriptors`, of which an honest VMM has one; `None` if KVM shows none.
     ///
     /// Where the thread that made the VM is gone, the VM is known by its vCPUs' threads.
     pub fn vcpus(&self, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
@@ -59,14 +59,20 @@ impl Debugfs {
             .into_iter()
             .filter_map(|name| vm_of(&name).filter(|(_, fd)| descriptors.contains(fd)).map(|(tid, _)| (tid, name)))
             .collect();
-        let made_by_us = of_descriptor.iter().find(|(tid, _)| threads.contains(tid));
-        if let Some((_, name)) = made_by_us {
-            return self.vcpus_in(name).ok().filter(|vcpus| !vcpus.is_empty());
+        let (made_by_us, others): (Vec<_>, Vec<_>) = of_descriptor.iter().partition(|(tid, _)| threads.contains(tid));
+        if made_by_us.len() == descriptors.len() {
+            return self.vcpus_of_all(&made_by_us);
         }
-        of_descriptor.iter().find_map(|(_, name)| {
-            let vcpus = self.vcpus_in(name).ok()?;
-            vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid)).then_some(vcpus)
-        })
+        let is_run_by_us = |vcpus: &[Vcpu]| vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid));
+        let of_others = others.iter().filter_map(|(_, name)| self.vcpus_in(name).ok().filter(|vcpus| is_run_by_us(vcpus)));
+        let vcpus: Vec<Vcpu> =
+            self.vcpus_of_all(&made_by_us).unwrap_or_default().into_iter().chain(of_others.flatten()).collect();
+        Some(vcpus).filter(|vcpus| !vcpus.is_empty())
+    }
+
+    fn vcpus_of_all(&self, vms: &[&(i32, String)]) -> Option<Vec<Vcpu>> {
+        let vcpus = vms.iter().map(|(_, name)| self.vcpus_in(name)).collect::<Result<Vec<_>, Errno>>().ok()?.concat();
+        Some(vcpus).filter(|vcpus| !vcpus.is_empty())
     }
 
     fn vcpus_in(&self, vm: &str) -> Result<Vec<Vcpu>, Errno> {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag, stat};
 
+use crate::deadline::Deadline;
 use crate::foreign;
 use crate::proc::{Proc, Process};
 use crate::vmm::kinds::{Kind, Kinds, Role};
@@ -36,6 +37,8 @@ pub struct Search<'a> {
     pub recorded: &'a [(i32, u64)],
     /// Whose the runtime directories are: root.
     pub owner: u32,
+    /// Until when helpers are looked for: a VMM can have any number of children.
+    pub deadline: &'a Deadline,
 }
 
 /// A process that has proved what it is.
@@ -126,7 +129,7 @@ impl<'a> Search<'a> {
     }
 
     /// The helpers but for those that are known: that a file or the record names, that are among `children` of processes that have
-    /// proved themselves, and theirs: virtiofsd forks one that does the work.
+    /// proved themselves, and theirs: virtiofsd forks one that does the work. Not all of them once the deadline has passed.
     pub fn helpers(&self, children: Vec<i32>, known: &[i32], refused: &mut Refused) -> Vec<Proven<'a>> {
         let claimed = self.claims.iter().filter(|claim| claim.role == Role::Helper);
         let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
@@ -134,7 +137,7 @@ impl<'a> Search<'a> {
             claimed.map(|claim| (claim.pid, Source::File(claim))).chain(recorded).collect();
         candidates.extend(children.into_iter().map(|pid| (pid, Source::Child)));
         let mut helpers: Vec<Proven<'a>> = Vec::new();
-        while let Some((pid, source)) = candidates.pop_front() {
+        while let Some((pid, source)) = candidates.pop_front().filter(|_| !self.deadline.has_passed()) {
             let is_known = |pid: i32| known.contains(&pid) || helpers.iter().any(|helper| helper.process.pid == pid);
             if is_known(pid) {
                 continue;
@@ -197,11 +200,15 @@ impl<'a> Search<'a> {
             group => self.proc.process(group)?.ok_or(Doubt::Gone)?,
         };
         let stat = process.stat()?;
-        if stat.is_dead() {
+        let unproven = |why: &str| Err(Doubt::Unproven(why.to_owned()));
+        if stat.is_over() {
             return Err(Doubt::Gone);
         }
+        // What it runs is shown no more then (proc_pid_exe(5)).
+        if stat.is_dead() {
+            return unproven("its first thread has ended and others run on, so that it cannot prove itself any more");
+        }
         let kind = self.kind_of(&process, stat.start, role, source)?;
-        let unproven = |why: &str| Err(Doubt::Unproven(why.to_owned()));
         let status = process.status()?;
         if status.uids != [self.owner; 4] {
             return unproven("does not run as root with all its user ids, as the runtime directory's owner does");
@@ -216,7 +223,7 @@ impl<'a> Search<'a> {
         if role == Role::Vmm && status.is_nested {
             return unproven("is in a pid namespace of its own, not in the host's");
         }
-        if role != Role::Helper && !self.is_of_this_sandbox(kind, &process)? {
+        if role != Role::Helper && !self.is_recorded(&process, stat.start) && !self.is_of_this_sandbox(kind, &process)? {
             return unproven("has no argument that names this sandbox");
         }
         Ok(Proven { process, start: stat.start, kind })
@@ -233,11 +240,10 @@ impl<'a> Search<'a> {
         let is_in_role = |kind: &&Kind| kind.role == role && (role != Role::Vmm || self.may_be_vmm(kind, process));
         let found = self.kinds.running(path).find(is_in_role);
         let kind = found.ok_or_else(|| Doubt::Stranger(path.to_path_buf()))?;
-        let known = matches!(source, Source::File(_)) || self.recorded.contains(&(process.pid, start));
-        if is_deleted && known {
-            return Ok(kind);
-        }
-        if is_deleted || !self.is_file_of_ours(path, &process.executable_file()?) {
+        let known = matches!(source, Source::File(_)) || self.is_recorded(process, start);
+        let running = process.executable_file()?;
+        let is_ours = if is_deleted { known && self.is_nobody_elses(&running) } else { self.is_file_of_ours(path, &running) };
+        if !is_ours {
             return Err(Doubt::Unproven(format!(
                 "runs {}, which is not the host's own file of that path, writable by root alone",
                 link.display()
@@ -253,17 +259,24 @@ impl<'a> Search<'a> {
 
     /// Whether what a process runs is the file at `path` in our mount namespace, and nobody but its owner can have changed it.
     fn is_file_of_ours(&self, path: &Path, running: &FileStat) -> bool {
-        let is_regular = |file: &FileStat| SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
-        stat(path).is_ok_and(|ours| {
-            (ours.st_dev, ours.st_ino) == (running.st_dev, running.st_ino)
-                && is_regular(&ours)
-                && foreign::is_only_of(&ours, self.owner)
-        })
+        stat(path)
+            .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (running.st_dev, running.st_ino) && self.is_nobody_elses(&ours))
+    }
+
+    fn is_nobody_elses(&self, file: &FileStat) -> bool {
+        let is_regular = SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+        is_regular && foreign::is_only_of(file, self.owner)
     }
 
     /// Whether a start time lies before `written`. Both clocks count whole seconds at best, so one second of grace.
     fn started_before(&self, start: u64, written: u64) -> bool {
         self.proc.time_of(start).is_some_and(|start| start <= written + 1)
+    }
+
+    /// Whether it has proved itself before. Its arguments are not asked for again: they lie in its own memory, and one that a guest has taken
+    /// over can keep who reads there waiting for as long as it likes (`access_remote_vm` waits for its mmap_lock).
+    fn is_recorded(&self, process: &Process, start: u64) -> bool {
+        self.recorded.contains(&(process.pid, start))
     }
 
     fn is_of_this_sandbox(&self, kind: &Kind, process: &Process) -> Result<bool, Doubt> {
@@ -275,6 +288,7 @@ impl<'a> Search<'a> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::testing::{BOOT, Fake, FakeProc};
@@ -289,6 +303,7 @@ mod tests {
         parent: i32,
         recorded: Vec<(i32, u64)>,
         us: u32,
+        patience: Duration,
     }
 
     impl Host {
@@ -297,8 +312,8 @@ mod tests {
             let roots = tempfile::tempdir().unwrap();
             std::fs::create_dir(roots.path().join("sb")).unwrap();
             std::fs::set_permissions(roots.path().join("sb"), std::fs::Permissions::from_mode(0o700)).unwrap();
-            let kinds = Kinds::default();
-            Self { proc: FakeProc::new(), roots, kinds, claims: vec![], hint: None, parent: 1, recorded: vec![], us }
+            let (kinds, patience) = (Kinds::default(), Duration::from_secs(60));
+            Self { proc: FakeProc::new(), roots, kinds, claims: vec![], hint: None, parent: 1, recorded: vec![], us, patience }
         }
 
         fn vmm(&self) -> Fake {
@@ -326,6 +341,7 @@ mod tests {
                 parent: Some(self.parent),
                 recorded: &self.recorded,
                 owner: self.us,
+                deadline: &Deadline::after(Instant::now(), self.patience),
             };
             let mut found = search.find();
             let proven = found.shims.iter().chain(&found.vmm);
@@ -384,8 +400,24 @@ mod tests {
         host.claim(100, Role::Vmm);
         host.hint = Some(55);
         assert_eq!(host.find(), (None, vec![], vec![]));
-        host.proc.add(&Fake { state: 'Z', ..host.vmm() });
+        host.proc.add(&Fake { state: 'Z', threads: vec![], ..host.vmm() });
         assert_eq!(host.find(), (None, vec![], vec![]));
+    }
+
+    #[test]
+    fn a_vmm_whose_first_thread_has_ended_is_not_dead_and_cannot_prove_itself() {
+        refused(|_, fake| fake.state = 'Z', "its first thread has ended and others run on");
+    }
+
+    #[test]
+    fn who_is_recorded_is_not_asked_for_its_arguments_again() {
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        host.proc.add(&host.vmm());
+        std::fs::remove_file(host.proc.dir.path().join("100/cmdline")).unwrap();
+        assert_eq!(host.find().0, None);
+        host.recorded = vec![(100, 6000)];
+        assert_eq!(host.find().0, Some(100));
     }
 
     #[test]
@@ -455,6 +487,23 @@ mod tests {
             host.proc.add(fake);
         }
         assert_eq!(host.find(), (Some(100), vec![200, 300, 201], vec![]));
+        host.patience = Duration::ZERO;
+        assert_eq!(host.find(), (Some(100), vec![], vec![]), "nobody is looked at past the deadline");
+    }
+
+    #[test]
+    fn a_kernel_that_keeps_no_list_of_children_has_helpers_named_by_files_alone() {
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        host.claim(200, Role::Helper);
+        let helper = |pid: i32| Fake { pid, executable: host.proc.executable("virtiofsd"), threads: vec![], ..host.vmm() };
+        let fakes = [Fake { children: vec![300], ..host.vmm() }, helper(200), helper(300)];
+        for fake in &fakes {
+            host.proc.add(fake);
+        }
+        assert_eq!(host.find(), (Some(100), vec![200, 300], vec![]));
+        std::fs::remove_file(host.proc.dir.path().join("100/task/100/children")).unwrap();
+        assert_eq!(host.find(), (Some(100), vec![200], vec![]));
     }
 
     #[test]
@@ -498,5 +547,9 @@ mod tests {
         host.recorded.clear();
         host.claim(100, Role::Vmm);
         assert_eq!(host.find().0, Some(100));
+        let file = host.proc.executable("qemu-system-x86_64 (deleted)");
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o722)).unwrap();
+        let (vmm, _, refused) = host.find();
+        assert!(vmm.is_none() && refused[0].contains("not the host's own file"), "others can write it: {refused:?}");
     }
 }

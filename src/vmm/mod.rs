@@ -8,7 +8,8 @@ pub mod vcpu;
 
 use nix::errno::Errno;
 
-use crate::proc::{Membership, Process, Stat};
+use crate::error::Error;
+use crate::proc::{Membership, Process, Stat, unless_gone};
 use crate::vmm::kinds::Role;
 use crate::vmm::runtime::{Claim, NamedContainer};
 use crate::vmm::vcpu::Vcpus;
@@ -80,40 +81,42 @@ impl Member {
         Self { process, start, role, threads: Vec::new() }
     }
 
-    /// Reads its threads, unless they are those that are known; true if they were read. One that ends meanwhile is left out. If they
-    /// cannot be listed, what was known of them stays.
-    pub fn look(&mut self) -> bool {
-        let Some(tids) = self.tids() else { return false };
+    /// Reads its threads, unless they are those that are known; true if they were read. One that ends meanwhile is left out, and one that
+    /// cannot be read is not taken for that.
+    pub fn look(&mut self) -> Result<bool, Error> {
+        let tids = self.tids()?;
         let is_news = !self.threads.iter().map(|thread| thread.tid).eq(tids.iter().copied());
         if is_news {
-            self.read(&tids);
+            self.read(&tids)?;
         }
         self.locate_first();
-        is_news
+        Ok(is_news)
     }
 
     /// Reads its threads anew, with what they do now.
-    pub fn read_threads(&mut self) {
-        if let Some(tids) = self.tids() {
-            self.read(&tids);
-            self.locate_first();
-        }
+    pub fn read_threads(&mut self) -> Result<(), Error> {
+        let tids = self.tids()?;
+        self.read(&tids)?;
+        self.locate_first();
+        Ok(())
     }
 
-    fn tids(&self) -> Option<Vec<i32>> {
-        match self.process.threads() {
-            Err(Errno::ENOENT | Errno::ESRCH) => Some(Vec::new()),
-            tids => tids.ok(),
-        }
+    fn tids(&self) -> Result<Vec<i32>, Error> {
+        let tids = unless_gone(self.process.threads()).map_err(|errno| self.unread("task", errno))?;
+        Ok(tids.unwrap_or_default())
     }
 
-    fn read(&mut self, tids: &[i32]) {
+    fn read(&mut self, tids: &[i32]) -> Result<(), Error> {
         let thread = |tid: &i32| {
-            let stat = self.process.thread_stat(*tid).ok().filter(|stat| !stat.is_dead())?;
-            let Stat { start, name, is_user_worker, guest_time, .. } = stat;
-            Some(Thread { tid: *tid, start, name, is_user_worker, guest_time, groups: None })
+            let unread = |errno| self.unread(&format!("task/{tid}/stat"), errno);
+            let stat = unless_gone(self.process.thread_stat(*tid)).map_err(unread)?.filter(|stat| !stat.is_dead());
+            Ok(stat.map(|stat| {
+                let Stat { start, name, is_user_worker, guest_time, .. } = stat;
+                Thread { tid: *tid, start, name, is_user_worker, guest_time, groups: None }
+            }))
         };
-        self.threads = tids.iter().filter_map(thread).collect();
+        self.threads = tids.iter().filter_map(|tid| thread(tid).transpose()).collect::<Result<_, Error>>()?;
+        Ok(())
     }
 
     /// Asks the first thread where it is; the others may be elsewhere by now.
@@ -125,11 +128,20 @@ impl Member {
     }
 
     /// Asks every thread where it is; one that has ended is left out.
-    pub fn read_groups(&mut self) {
-        self.threads.retain_mut(|thread| {
-            thread.groups = self.process.membership(thread.tid).ok();
-            thread.groups.is_some()
-        });
+    pub fn read_groups(&mut self) -> Result<(), Error> {
+        let groups = |thread: &Thread| {
+            let unread = |errno| self.unread(&format!("task/{}/cgroup", thread.tid), errno);
+            unless_gone(self.process.membership(thread.tid)).map_err(unread)
+        };
+        let groups: Vec<Option<Membership>> = self.threads.iter().map(groups).collect::<Result<_, Error>>()?;
+        self.threads.iter_mut().zip(groups).for_each(|(thread, groups)| thread.groups = groups);
+        self.threads.retain(|thread| thread.groups.is_some());
+        Ok(())
+    }
+
+    /// The error for one of its files, below its directory, that cannot be read.
+    pub fn unread(&self, file: &str, errno: Errno) -> Error {
+        Error::path("read", format!("/proc/{}/{file}", self.process.pid), errno)
     }
 
     /// Takes every thread to be where the first one is.
@@ -160,14 +172,14 @@ mod tests {
         host.add(&Fake { threads: vec![101], ..Fake::default() });
         let mut member = Member::new(host.proc().process(100).unwrap().unwrap(), 6000, Role::Vmm);
         let asked = |member: &Member| -> Vec<bool> { member.threads.iter().map(|thread| thread.groups.is_some()).collect() };
-        assert!(member.look());
+        assert!(member.look().unwrap());
         assert_eq!(asked(&member), [true, false], "the first alone");
-        member.read_groups();
+        member.read_groups().unwrap();
         assert_eq!(asked(&member), [true, true]);
-        assert!(!member.look());
+        assert!(!member.look().unwrap());
         assert_eq!(asked(&member), [true, false], "the others may be elsewhere by now");
         host.add(&Fake { threads: vec![101, 102], ..Fake::default() });
-        assert!(member.look());
+        assert!(member.look().unwrap());
         assert_eq!(member.threads.len(), 3);
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::proc::Process;
+use crate::proc::{Proc, Process, unless_gone};
 use crate::vmm::Thread;
 use crate::vmm::debugfs::{self, Debugfs};
 use crate::vmm::kinds::Pattern;
@@ -102,20 +102,22 @@ pub struct Signs<'a> {
 
 impl Signs<'_> {
     /// Tells the vCPU threads; `system_call` is asked, only if the better proofs do not reach, what a thread is waiting in, and
-    /// `is_thread` whether a thread that was not among those listed is there now.
-    pub fn tell(&self, system_call: impl Fn(i32) -> Option<Vec<u64>>, is_thread: impl Fn(i32) -> bool) -> Vcpus {
+    /// `may_run` whether a thread that was not among those listed may run a vCPU all the same.
+    pub fn tell(&self, system_call: impl Fn(i32) -> Option<Vec<u64>>, may_run: impl Fn(i32) -> bool) -> Vcpus {
         let mut vcpus = Vcpus::default();
         let candidates: Vec<&Thread> = self.threads.iter().filter(|thread| !thread.is_user_worker).collect();
         let lives = |tid: i32| candidates.get(candidates.binary_search_by_key(&tid, |thread| thread.tid).ok()?);
 
-        for known in self.debugfs.unwrap_or_default() {
+        let listed = self.debugfs.unwrap_or_default();
+        for known in listed {
             match lives(known.tid) {
                 Some(thread) => vcpus.add(thread, Some(known.index), Proof::Debugfs),
-                None if known.tid != 0 && !is_thread(known.tid) => vcpus.parked += 1,
+                None if known.tid != 0 && !may_run(known.tid) => vcpus.parked += 1,
                 None => {}
             }
         }
-        vcpus.expected = match self.descriptors.len() {
+        // Who shares its memory may hold a descriptor that it has closed itself.
+        vcpus.expected = match self.descriptors.len().max(listed.len()) {
             0 => None,
             count => Some(count.saturating_sub(vcpus.parked)),
         };
@@ -163,10 +165,16 @@ impl Vcpus {
 }
 
 /// Tells the vCPU threads of `process` from what /proc and debugfs show now.
-pub fn of(process: &Process, threads: &[Thread], patterns: &[Pattern], debugfs: Option<&Debugfs>) -> Result<Vcpus, Errno> {
-    if let Some(told) = debugfs.and_then(|debugfs| by_kvm_alone(process, threads, debugfs)) {
-        return Ok(told);
-    }
+///
+/// Each descriptor is looked at, though KVM's list alone would do for an honest VMM: one that a guest has taken over can make a second VM
+/// and show that.
+pub fn of(
+    proc: &Proc,
+    process: &Process,
+    threads: &[Thread],
+    patterns: &[Pattern],
+    debugfs: Option<&Debugfs>,
+) -> Result<Vcpus, Errno> {
     let open = process.descriptors()?;
     let vms: Vec<u64> = open.iter().filter(|(_, what)| what == VM).map(|(fd, _)| *fd).collect();
     let vcpu = |what: &[u8]| std::str::from_utf8(what.strip_prefix(b"anon_inode:kvm-vcpu:")?).ok()?.parse().ok();
@@ -174,23 +182,26 @@ pub fn of(process: &Process, threads: &[Thread], patterns: &[Pattern], debugfs: 
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
     let known = debugfs.filter(|_| !vms.is_empty()).and_then(|debugfs| debugfs.vcpus(&tids, &vms));
     let signs = Signs { threads, patterns, descriptors: &descriptors, debugfs: known.as_deref() };
-    Ok(signs.tell(|tid| process.system_call(tid).ok().flatten(), |tid| process.thread_stat(tid).is_ok()))
+    Ok(signs.tell(|tid| process.system_call(tid).ok().flatten(), |tid| may_run_vcpu_of(process, proc, tid)))
 }
 
-/// The vCPU threads where KVM alone tells them all, without a look at the descriptor of each: it makes both in the same call
-/// (`kvm_vm_ioctl_create_vcpu`).
-fn by_kvm_alone(process: &Process, threads: &[Thread], debugfs: &Debugfs) -> Option<Vcpus> {
-    let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-    let vm = process.descriptor_of(VM).ok()??;
-    let known = debugfs.vcpus(&tids, &[vm])?;
-    let descriptors = known.iter().map(|vcpu| (u64::from(vcpu.index), vcpu.index)).collect();
-    let signs = Signs { threads, patterns: &[], descriptors: &descriptors, debugfs: Some(&known) };
-    Some(signs.tell(|_| None, |tid| process.thread_stat(tid).is_ok())).filter(|told| !told.is_partial())
+/// Whether a thread that is not among the listed ones may run one of its vCPUs: one that has come since, or of a process that shares its
+/// memory, as only those can (`kvm_vcpu_ioctl`) and which then runs the same file. Of what cannot be seen it is not ruled out.
+fn may_run_vcpu_of(process: &Process, proc: &Proc, tid: i32) -> bool {
+    if unless_gone(process.thread_stat(tid)) != Ok(None) {
+        return true;
+    }
+    let runs = proc.process(tid).and_then(|other| other.map(|other| other.executable()).transpose());
+    match unless_gone(runs) {
+        Ok(Some(Some(file))) => process.executable().map_or(true, |own| own == file),
+        other => other.is_err(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Fake, FakeProc};
 
     /// Threads as (tid, name); descriptors 14 and 15 are of vCPU 0 and 1.
     struct Vmm {
@@ -325,34 +336,70 @@ mod tests {
         assert_eq!((vmm.tell().expected, vmm.tell().is_partial()), (None, false));
     }
 
-    #[test]
-    fn a_processs_descriptors_and_kvms_directory_are_read_together() {
-        use crate::testing::{Fake, FakeProc};
+    /// QEMU 100 with threads 101 and 102, these descriptors, and these vCPUs of each VM in KVM's directory.
+    fn qemu(descriptors: &[(u64, &str)], vms: &[(&str, &[(u32, i32)])]) -> (FakeProc, Debugfs, Process, Vec<Thread>) {
         let host = FakeProc::new();
         let executable = host.executable("qemu-system-x86_64");
-        let (threads, children, arguments) = (vec![101, 102], vec![], "qemu".to_owned());
-        let (numbers, uids) = ("100".to_owned(), [0; 4]);
-        host.add(&Fake { pid: 100, parent: 1, state: 'S', start: 5, executable, arguments, uids, numbers, threads, children });
-        for (fd, what) in [(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")] {
+        host.add(&Fake { executable, threads: vec![101, 102], ..Fake::default() });
+        for (fd, what) in descriptors {
             let link = host.dir.path().join(format!("100/fd/{fd}"));
             std::os::unix::fs::symlink(format!("anon_inode:{what}"), link).unwrap();
         }
-        for (vcpu, tid) in [(0, 102), (1, 101)] {
-            let dir = host.dir.path().join(format!("debugfs/kvm/100-9/vcpu{vcpu}"));
-            std::fs::create_dir_all(&dir).unwrap();
-            std::fs::write(dir.join("pid"), format!("{tid}\n")).unwrap();
+        for (vm, vcpus) in vms {
+            for (vcpu, tid) in *vcpus {
+                let dir = host.dir.path().join(format!("debugfs/kvm/{vm}/vcpu{vcpu}"));
+                std::fs::create_dir_all(&dir).unwrap();
+                std::fs::write(dir.join("pid"), format!("{tid}\n")).unwrap();
+            }
         }
         let debugfs = Debugfs::beneath(std::fs::File::open(host.dir.path().join("debugfs")).unwrap()).unwrap();
         let process = host.proc().process(100).unwrap().unwrap();
         let threads: Vec<Thread> = [100, 101, 102].map(|tid| crate::testing::thread(tid, "1:cpu:/")).into();
-        let vcpus = of(&process, &threads, &[], Some(&debugfs)).unwrap();
+        (host, debugfs, process, threads)
+    }
+
+    #[test]
+    fn a_processs_descriptors_and_kvms_directory_are_read_together() {
+        let descriptors = [(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")];
+        let (host, debugfs, process, threads) = qemu(&descriptors, &[("100-9", &[(0, 102), (1, 101)])]);
+        let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
         assert_eq!(
             vcpus.threads.iter().map(|vcpu| (vcpu.tid, vcpu.index)).collect::<Vec<_>>(),
             [(101, Some(1)), (102, Some(0))]
         );
         assert!(vcpus.are_all_known());
         // Without KVM's word and without names there is nobody to tell, and two are known to be missing.
-        let vcpus = of(&process, &threads, &[], None).unwrap();
+        let vcpus = of(&host.proc(), &process, &threads, &[], None).unwrap();
         assert_eq!((vcpus.threads.len(), vcpus.expected), (0, Some(2)));
+    }
+
+    #[test]
+    fn a_second_vm_of_the_same_vmm_hides_no_vcpu_of_the_first() {
+        let descriptors = [(7, "kvm-vm"), (8, "kvm-vcpu:0"), (9, "kvm-vm"), (14, "kvm-vcpu:0")];
+        // The thread that made the first has ended.
+        for maker in [100, 77] {
+            let first = format!("{maker}-9");
+            let vms: [(&str, &[(u32, i32)]); 2] = [("100-7", &[(0, 102)]), (&first, &[(0, 101)])];
+            let (host, debugfs, process, threads) = qemu(&descriptors, &vms);
+            let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
+            assert!(vcpus.are_all_known());
+            assert_eq!(vcpus.threads.iter().map(|vcpu| vcpu.tid).collect::<Vec<_>>(), [101, 102]);
+        }
+    }
+
+    #[test]
+    fn a_vcpu_in_a_process_that_shares_the_vmms_memory_is_not_taken_for_unplugged() {
+        // Its descriptors may be that process's alone.
+        for descriptors in [&[(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")][..], &[(9, "kvm-vm"), (14, "kvm-vcpu:0")]]
+        {
+            let (host, debugfs, process, threads) = qemu(descriptors, &[("100-9", &[(0, 101), (1, 300)])]);
+            let told = || of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
+            assert_eq!((told().parked, told().is_partial()), (1, false), "nobody bears that number");
+            let other = Fake { pid: 300, executable: host.executable("sh"), ..Fake::default() };
+            host.add(&other);
+            assert_eq!((told().parked, told().is_partial()), (1, false), "somebody else does");
+            host.add(&Fake { executable: process.executable().unwrap(), ..other });
+            assert_eq!((told().parked, told().is_partial()), (0, true), "who runs the same file");
+        }
     }
 }

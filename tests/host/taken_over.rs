@@ -37,6 +37,12 @@ fn names_that_it_gives_its_threads_free_none_of_them_and_bring_in_nobody_elses()
     for controller in CPU_CONTROLLERS {
         assert_eq!(constrained_at(&group, controller).threads(), before, "{controller}");
     }
+    vm.tell("rename vcpu0 worker");
+    wait_until("no thread of that name", || vm.vcpu_threads().is_empty());
+    env.hook("poststart").state(bundle.state(vm.pid())).run().succeeded();
+    for controller in CPU_CONTROLLERS {
+        assert_eq!(constrained_at(&group, controller).threads(), before, "{controller}, with no name left");
+    }
     assert_eq!(limits_at(&group), Limits::none().quota(150_000).shares(1536));
     neighbour.assert_placed(&neighbours_group);
 }
@@ -60,6 +66,30 @@ fn another_program_in_its_place_is_refused_and_released_and_the_same_one_anew_is
     assert!(poststart(&vm).logged("refused").get("msg").contains("is no VMM or helper that is known"));
     env.hook("poststop").state(bundle.state(vm.pid())).run().succeeded().logged("released");
     assert!(is_alive(vm.pid()), "nobody is killed");
+    env.assert_no_groups();
+}
+
+/// The kernel shows a process as a zombie once its first thread has ended.
+#[test]
+fn one_whose_first_thread_ends_is_not_taken_for_dead_and_its_vcpus_stay_under_their_limit() {
+    let Some(env) = Env::new() else { return };
+    env.configure(&stand_in_row());
+    let (mut vm, bundle, group) = placed(&env, "taken-over");
+    let (neighbour, neighbours_bundle, _) = placed(&env, "neighbour");
+    vm.tell("leave now");
+    wait_until("its first thread to end", || !is_alive(vm.pid()));
+    assert_eq!(vm.vcpu_threads().len(), 2, "the others run on");
+    // Its own hooks, those of another sandbox, which see to what others have left, and the timer's.
+    let run = env.hook("poststart").state(bundle.state(vm.pid())).run().succeeded();
+    assert!(run.logged("refused").get("msg").contains("its first thread has ended"), "{run:#?}");
+    env.hook("poststop").state(neighbours_bundle.state(neighbour.pid())).run().succeeded().logged("released");
+    let run = env.hook("reconcile").run();
+    assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{run:#?}");
+    for controller in CPU_CONTROLLERS {
+        assert_eq!(constrained_at(&group, controller).threads(), vm.vcpu_threads(), "{controller}");
+    }
+    vm.kill();
+    env.hook("poststop").state(bundle.state(0)).run().succeeded().logged("released");
     env.assert_no_groups();
 }
 
@@ -87,6 +117,31 @@ fn one_that_begets_threads_and_processes_as_fast_as_it_can_holds_nobody_up_and_l
     vm.kill();
     env.hook("poststop").state(bundle.state(0)).run().succeeded();
     env.hook("poststop").state(neighbours_bundle.state(0)).run().succeeded().logged("released");
+    env.assert_no_groups();
+}
+
+#[test]
+fn one_with_a_thousand_children_is_placed_without_them_or_told_to_take_too_long() {
+    let Some(env) = Env::new() else { return };
+    env.configure(&stand_in_row());
+    let mut vm = env.stand_in("taken-over", VMM);
+    let bundle = env.bundle_of(Engine::Single, Kind::Workload, &vm.id, &vm.id);
+    let number = (1000 / stride()).max(100);
+    vm.tell(&format!("brood {number}"));
+    wait_until("its children", || children_of(vm.pid()).len() == number);
+    let before = env.dump();
+    for deadline in [100, 30_000] {
+        env.configure(&format!("deadline-ms = {deadline}\n{}", stand_in_row()));
+        let run = env.hook("createRuntime").state(bundle.state(vm.pid())).run();
+        if run.code == Some(0) {
+            run.logged("placed");
+            vm.assert_placed(&format!("{}/pod/kata_{}", env.top(), vm.id));
+            env.hook("poststop").state(bundle.state(vm.pid())).run().succeeded().logged("released");
+        } else {
+            assert!(deadline == 100 && run.failed_with(1).stderr.contains("deadline of 100 ms"));
+            before.assert_same(&env.dump(), "too long");
+        }
+    }
     env.assert_no_groups();
 }
 

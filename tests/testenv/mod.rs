@@ -44,5 +44,5 @@ pub(crate) use refusals::{Call, On, Refused, calls_of, refuse};
 pub(crate) use sandbox::{Layout, QEMU, Sandbox, Starter, virtiofsd, virtiofsd_arguments};
 pub(crate) use schema::{assert_valid, wrong_by};
 pub(crate) use shim::{Shim, be_a_shim};
-pub(crate) use stand_in::{StandIn, be_a_vmm, row_of_vmm, stand_in_row};
+pub(crate) use stand_in::{LAST_PID, StandIn, be_a_vmm, row_of_vmm, stand_in_row};
 pub(crate) use strace::{Strace, stride};

@@ -9,7 +9,9 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{SigHandler, Signal};
 
 use super::cgroup::{constrained_at, domains_at};
 use super::env::{Env, set_mode, wait_until, write_file};
@@ -19,6 +21,8 @@ use super::sandbox::process_of;
 
 /// Tells the test program that it is to be a VMM.
 const BE_A_VMM: &str = "KCH_TEST_BE_A_VMM";
+/// The number that was given last; the next is one more.
+pub(crate) const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 const VCPUS: [&str; 2] = ["vcpu0", "vcpu1"];
 
 pub(crate) struct StandIn {
@@ -34,10 +38,14 @@ pub(crate) fn be_a_vmm() {
         return;
     }
     VCPUS.into_iter().for_each(beget_idle);
+    let mut brood = Vec::new();
     for line in std::io::stdin().lines() {
         match line.unwrap().split_once(' ').unwrap() {
             ("rename", names) => rename(names),
             ("swarm", number) => (0..number.parse().unwrap()).for_each(|number: usize| beget_idle(&format!("vcpu{number}"))),
+            ("number", number) => beget_thread_with_number(number.parse().unwrap()),
+            ("leave", _) => leave(),
+            ("brood", number) => brood.extend(beget_processes_that_stay(number.parse().unwrap())),
             ("storm", _) => drop([std::thread::spawn(beget_threads), std::thread::spawn(beget_processes)]),
             ("exec", line) => {
                 let mut words = line.split(' ');
@@ -48,10 +56,13 @@ pub(crate) fn be_a_vmm() {
     }
 }
 
-fn beget_idle(name: &str) {
-    let idle = || loop {
+fn idle() {
+    loop {
         std::thread::park();
-    };
+    }
+}
+
+fn beget_idle(name: &str) {
     std::thread::Builder::new().name(name.to_owned()).stack_size(64 << 10).spawn(idle).unwrap();
 }
 
@@ -67,6 +78,43 @@ fn beget_threads() {
     loop {
         std::thread::Builder::new().name("vcpu7".to_owned()).spawn(std::thread::yield_now).unwrap().join().unwrap();
     }
+}
+
+/// A thread that gets this number; somebody else may be quicker, then again.
+fn beget_thread_with_number(number: i32) {
+    let is_got = || {
+        let (tell, told) = std::sync::mpsc::channel();
+        fs::write(LAST_PID, (number - 1).to_string()).unwrap();
+        std::thread::spawn(move || {
+            let is_it = nix::unistd::gettid().as_raw() == number;
+            tell.send(is_it).unwrap();
+            if is_it {
+                idle();
+            }
+        });
+        told.recv().unwrap()
+    };
+    assert!((0..500).any(|_| is_got()), "no thread got the number {number}");
+}
+
+/// Ends the process's first thread, and no other.
+#[allow(unsafe_code)]
+fn leave() {
+    extern "C" fn exit(_: i32) {
+        // SAFETY: the kernel's own exit takes a number and touches nothing of ours; nobody waits for that thread.
+        unsafe { nix::libc::syscall(nix::libc::SYS_exit, 0) };
+    }
+    // SAFETY: all that the handler does is one system call (signal-safety(7)).
+    unsafe { nix::sys::signal::signal(Signal::SIGUSR1, SigHandler::Handler(exit)) }.unwrap();
+    let pid = std::process::id();
+    // SAFETY: three numbers; a thread of the same number as the process is its first.
+    unsafe { nix::libc::syscall(nix::libc::SYS_tgkill, pid, pid, nix::libc::SIGUSR1) };
+}
+
+/// They end with it.
+fn beget_processes_that_stay(number: usize) -> Vec<Child> {
+    let beget = || Command::new("setpriv").args(["--pdeathsig", "KILL", "--", "sleep", "1000"]).stdin(Stdio::null()).spawn();
+    (0..number).map(|_| beget().unwrap()).collect()
 }
 
 fn beget_processes() {
