@@ -9,20 +9,21 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use crate::cgroup::file;
 use crate::cgroup::group::{Group, GroupPath, Mark, Writer};
-use crate::cgroup::mounts::Version;
+use crate::cgroup::mounts::{Hierarchy, Version};
 use crate::cgroup::site::{Level, Site};
 use crate::cgroup::v2::sites;
 use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::order;
 use crate::plan::Step;
-use crate::proc::Proc;
+use crate::proc::{self, Proc, Process, unless_gone};
 
 /// What has been done so far, and how to undo it.
 #[derive(Debug, Default)]
@@ -208,7 +209,11 @@ impl Apply<'_> {
         let is_within = |group: &GroupPath| group.parent().is_some_and(|above| waited_for.contains(&&above));
         let busy = removes.iter().filter(|(group, drain)| drain.is_some() || is_within(group));
         errors.extend(busy.map(|(group, _)| self.still_busy(group)));
-        errors.extend(afterwards.into_iter().filter_map(|(group, file, value)| self.set(group, file, value, done).err()));
+        for (group, file, value) in afterwards {
+            let taken_back = is_used(group)
+                .and_then(|is_used| if is_used { Ok(Applied::Whole) } else { self.set(group, file, value, done) });
+            errors.extend(taken_back.err());
+        }
         // What cannot be moved out is refused when the group is emptied and again when it is removed.
         let mut told = HashSet::new();
         errors.retain(|error| told.insert(error.to_string()));
@@ -218,7 +223,7 @@ impl Apply<'_> {
     /// Takes back everything in `done`, last first; gives what could not be.
     pub fn undo(&self, done: &mut Done) -> Vec<Error> {
         let mut errors = Vec::new();
-        let mut enabled = Vec::new();
+        let mut enabled: Vec<(GroupPath, String)> = Vec::new();
         while let Some(undo) = done.undo.pop() {
             let result = match undo {
                 Undo::Remove(group) => self.remove_own(&group),
@@ -231,9 +236,12 @@ impl Apply<'_> {
             };
             errors.extend(result.err());
         }
-        // Whoever has a group there may have set limits by now that would go with the controller, without a word from the kernel.
-        enabled.retain(|(group, _)| children(group).is_empty());
-        let refused = enabled.iter().filter_map(|(group, value)| write_if_standing(group, file::SUBTREE, value).err());
+        let take_back = |(group, value): &(GroupPath, String)| match is_used(group) {
+            Ok(true) => Ok(()),
+            Ok(false) => write_if_standing(group, file::SUBTREE, value),
+            Err(error) => Err(error),
+        };
+        let refused = enabled.iter().filter_map(|enabled| take_back(enabled).err());
         // One may have come just now, and use them itself.
         errors.extend(refused.filter(|error| error.errno() != Some(Errno::EBUSY)));
         errors
@@ -302,7 +310,11 @@ impl Apply<'_> {
         let (mut listed, mut starts) = (Listed::new(self), Starts::new(self));
         let put_back: Vec<Error> =
             written.iter().filter_map(|(step, _)| self.put_back_stranger(step, &mut listed, &mut starts).err()).collect();
-        failure.or(put_back.into_iter().next()).map_or(Ok(Applied::Whole), Err)
+        match failure.or(put_back.into_iter().next()) {
+            None => Ok(Applied::Whole),
+            Some(error) if error.is_gone() => Ok(Applied::Overtaken),
+            Some(error) => Err(error),
+        }
     }
 
     /// Whether the number is still that process's or thread's. One that cannot be looked at is not taken for gone.
@@ -314,33 +326,53 @@ impl Apply<'_> {
         Error::path("read", self.proc.stat_path(id), errno)
     }
 
-    /// Puts back whoever got the number of a process that ended, to where it was born: beside its parent.
+    /// Puts back whoever got the number of a process that ended.
     fn put_back_stranger(&self, step: &Move, listed: &mut Listed, starts: &mut Starts) -> Result<(), Error> {
         // One list for all threads of a process; each by itself is asked only where it is not there.
         let is_still_its = listed.of(step.process)?.contains(&step.id);
         if is_still_its || starts.of(step.id)?.is_none_or(|start| start == step.start) {
             return Ok(());
         }
-        let Some(process) = self.proc.process(step.id).map_err(|errno| self.unread(step.id, errno))? else {
-            return Ok(());
+        self.put_where_it_was_born(step.id, &step.to.hierarchy, step.file)
+    }
+
+    /// Puts whoever bears a number now to where it was born: a thread beside its process's first, a process beside its parent.
+    fn put_where_it_was_born(&self, id: i32, hierarchy: &Rc<Hierarchy>, file: &str) -> Result<(), Error> {
+        let kin = |process: Process| match process.status()?.thread_group {
+            group if group == id => process.thread_stat(id).map(|stat| stat.parent),
+            group => Ok(group),
         };
-        let Some(stat) = process.thread_stat(step.id).ok().filter(|stat| stat.start != step.start) else {
-            return Ok(());
-        };
-        let hierarchy = &step.to.hierarchy;
-        let parent = self.proc.process(stat.parent).ok().flatten();
-        let home = parent.and_then(|parent| parent.membership(stat.parent).ok());
-        let rel = home.as_ref().and_then(|home| hierarchy.place_in(home)).unwrap_or("".as_ref());
-        ignoring_the_dead(write_if_standing(&GroupPath::new(hierarchy, rel), step.file, &step.id.to_string()))
+        let kin = unless_gone(self.proc.process(id).and_then(|process| process.map(kin).transpose()));
+        let Some(kin) = kin.map_err(|errno| self.unread(id, errno))?.flatten() else { return Ok(()) };
+        let place = |kin: Process| kin.membership(kin.pid);
+        let home = unless_gone(self.proc.process(kin).and_then(|kin| kin.map(place).transpose()));
+        let home = home.map_err(|errno| self.unread(kin, errno))?.flatten();
+        // Anywhere else it might be out of its own limits.
+        let rel = home.as_ref().and_then(|home| hierarchy.place_in(home)).ok_or_else(|| {
+            Error::Unsettled(format!(
+                "process {id} got the number of one that ended while it was moved, and where it belongs in {} cannot be seen",
+                hierarchy.mount.display()
+            ))
+        })?;
+        ignoring_the_dead(write_if_standing(&GroupPath::new(hierarchy, rel), file, &id.to_string()))
     }
 
     /// Moves one back to where it was; to the nearest group above that where it no longer stands.
     fn move_back(&self, moved: &Move, from: &GroupPath) -> Result<(), Error> {
-        if !self.is_itself(moved.id, moved.start)? {
-            return Ok(());
+        self.move_itself((moved.id, moved.start), from, moved.file).map(drop)
+    }
+
+    /// Moves who bears a number if it is the one that is meant; whether it was. Who got the number meanwhile is put back.
+    fn move_itself(&self, (id, start): (i32, u64), to: &GroupPath, file: &'static str) -> Result<bool, Error> {
+        if !self.is_itself(id, start)? {
+            return Ok(false);
         }
-        let group = nearest_standing(from)?;
-        ignoring_the_dead(group.write(moved.file, &moved.id.to_string()))
+        ignoring_the_dead(nearest_standing(to)?.write(file, &id.to_string()))?;
+        let now = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
+        if now.is_some_and(|now| now != start) {
+            self.put_where_it_was_born(id, &to.hierarchy, file)?;
+        }
+        Ok(true)
     }
 
     /// Removes a group that this run made, once what was in it has been moved back.
@@ -351,7 +383,7 @@ impl Apply<'_> {
                 Ok(()) | Err(Errno::ENOENT) => return Ok(()),
                 Err(Errno::EBUSY | Errno::ENOTEMPTY) if !self.deadline.left().is_zero() => {
                     // Another sandbox may have made its groups below a parent of ours: then it has become theirs as well.
-                    if !children(group).is_empty() {
+                    if is_used(group)? {
                         return Ok(());
                     }
                     backoff.pause(self.deadline);
@@ -363,21 +395,19 @@ impl Apply<'_> {
 
     /// Moves a process to where it came from.
     fn send_home(&self, pid: i32, start: u64, home: &GroupPath, done: &mut Done) -> Result<(), Error> {
-        if self.is_itself(pid, start)? {
-            ignoring_the_dead(nearest_standing(home)?.write("cgroup.procs", &pid.to_string()))?;
-            done.moved += 1;
-        }
+        done.moved += usize::from(self.move_itself((pid, start), home, "cgroup.procs")?);
         Ok(())
     }
 
     /// Moves everything in a group to another, again and again until nothing is in it. Who is in a group of ours is the kernel's
-    /// word, so there is no identity to compare.
+    /// word; who has got the number of one of them since, and is younger than that word, is put back.
     fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
         let file = if whole { "cgroup.procs" } else { group.threads_file() };
         let Some(open) = group.open()? else { return Ok(()) };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let mut backoff = Backoff::default();
         loop {
+            let asked = proc::ticks_since_boot();
             let mut members = open.members(file)?;
             if members.is_empty() {
                 return Ok(());
@@ -390,22 +420,34 @@ impl Apply<'_> {
                 Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV)) => continue,
                 writer => writer?,
             };
-            let (before, mut refused) = (done.moved, Vec::new());
+            let (mut moved, mut refused) = (Vec::new(), Vec::new());
             for member in members {
                 match writer.write(&member.to_string()) {
-                    Ok(()) => done.moved += 1,
+                    Ok(()) => moved.push(member),
                     Err(error) if error.errno() == Some(Errno::ESRCH) => {}
                     // The others are moved all the same.
                     Err(error) => refused.push(error),
                 }
             }
-            if done.moved > before {
+            done.moved += moved.len();
+            Error::all(moved.iter().filter_map(|id| self.put_back_younger(*id, asked, target, file).err()).collect())?;
+            if !moved.is_empty() {
                 continue;
             }
             Error::all(refused)?;
             // Only threads that are just ending: give them the time for it.
             backoff.pause(self.deadline);
         }
+    }
+
+    /// Puts back who was born after the group was asked who is in it, at `asked` clock ticks since boot. One of its own that was born in that
+    /// very tick comes to no harm by it: it is beside its kin.
+    fn put_back_younger(&self, id: i32, asked: u64, target: &GroupPath, file: &'static str) -> Result<(), Error> {
+        let start = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
+        if start.is_some_and(|start| start >= asked) {
+            self.put_where_it_was_born(id, &target.hierarchy, file)?;
+        }
+        Ok(())
     }
 
     /// Waits until a group may have become empty. On v2 the kernel tells (cgroup-v2.rst, "populated"), a little late, as it
@@ -438,7 +480,7 @@ impl Apply<'_> {
             Err(Errno::ENOENT) => Ok(true),
             Err(Errno::EBUSY | Errno::ENOTEMPTY) => {
                 let Some((target, whole)) = drain else { return Ok(false) };
-                if children(group).iter().any(|child| !ours.contains(&child)) {
+                if children(group)?.iter().any(|child| !ours.contains(&child)) {
                     return Err(self.still_busy(group));
                 }
                 self.drain(group, target, *whole, done).map(|()| false)
@@ -525,10 +567,16 @@ fn value_of(path: &GroupPath, file: &str) -> Result<Option<String>, Error> {
     }
 }
 
-/// The groups that stand in one; none where that cannot be seen.
-fn children(group: &GroupPath) -> Vec<GroupPath> {
-    let names = group.open().ok().flatten().and_then(|group| group.children().ok()).unwrap_or_default();
-    names.iter().map(|name| group.child(name)).collect()
+/// The groups that stand in one; none in one that does not stand itself.
+fn children(group: &GroupPath) -> Result<Vec<GroupPath>, Error> {
+    let names = group.open()?.map_or(Ok(Vec::new()), |open| open.children())?;
+    Ok(names.iter().map(|name| group.child(name)).collect())
+}
+
+/// Whether there are groups in it. Those that are not ours may have limits by now, which would go with a controller that is taken back, without
+/// a word from the kernel.
+fn is_used(group: &GroupPath) -> Result<bool, Error> {
+    children(group).map(|children| !children.is_empty())
 }
 
 fn write_if_standing(path: &GroupPath, file: &str, value: &str) -> Result<(), Error> {

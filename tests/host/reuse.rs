@@ -9,7 +9,12 @@ use std::time::Duration;
 
 use crate::testenv::*;
 
-const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+const VMM: &str = "reuse::told_to_this_program_is_a_vmm";
+
+#[test]
+fn told_to_this_program_is_a_vmm() {
+    be_a_vmm();
+}
 
 /// A stranger with this number; somebody else may be quicker, then again.
 fn take(number: i32) -> Process {
@@ -31,29 +36,27 @@ fn is_held_in_write(pid: i32) -> bool {
     was && is_writing()
 }
 
-/// Ends the VM while the hook is about to write to this file, gives the number to a stranger, and lets the hook go on.
-fn assert_stranger_is_put_back(env: &Env, file: &Path, number: impl Fn(&Sandbox) -> i32) {
-    let mut sandbox = env.sandbox().start();
-    let number = number(&sandbox);
+/// A run that is held in its first write to this file, meanwhile ends the VM and gives the number to a stranger.
+fn assert_stranger_is_put_back(mut sandbox: Sandbox, stage: &str, file: &Path, number: i32, take: impl FnOnce(i32)) {
+    let env = sandbox.env;
     // An emulated CPU needs its time to end a VM and start a process.
     let seconds = if std::env::var_os("KCH_TEST_VM").is_some() { 15 } else { 5 };
-    env.configure("deadline-ms = 60000\n");
+    env.configure(&format!("deadline-ms = 60000\n{}", stand_in_row()));
     let trace = env.dir.join("trace");
     let delay = format!("inject=write:delay_enter={seconds}s:when=1");
     let strace = ["strace", "-f", "-o", trace.to_str().unwrap(), "-P", file.to_str().unwrap(), "-e", "trace=write", "-e"];
-    let hook = env.hook("prestart").state(env.bundle().state(sandbox.pid));
+    let hook = env.hook(stage).state(env.bundle().state(sandbox.pid));
     let hook = hook.under(strace.into_iter().chain([delay.as_str(), "--"])).start();
     wait_until("the hook at its write", || children_of(hook.pid()).first().is_some_and(|pid| is_held_in_write(*pid)));
     sandbox.kill();
-    let stranger = take(number);
-    let homes = || CONTROLLERS.map(|controller| place_of(stranger.pid(), controller));
+    take(number);
+    let homes = || CONTROLLERS.map(|controller| place_of(number, controller));
     let before = homes();
     let run = hook.wait();
     assert!(fs::read_to_string(&trace).unwrap().contains(&format!("\"{number}\"")), "the write was another: {run:#?}");
     assert_eq!(homes(), before, "{run:#?}");
-    assert!(is_alive(stranger.pid()));
+    assert!(is_alive(number));
     assert_eq!(run.code, Some(0), "there is nobody to place any more: {run:#?}");
-    env.assert_no_groups();
 }
 
 /// What the first to be moved is written to: the whole VMM.
@@ -62,21 +65,60 @@ fn processes_file(env: &Env) -> PathBuf {
     if whole.hierarchy.version == Version::V2 { whole.processes_file() } else { env.unconstrained().processes_file() }
 }
 
+fn first_vcpu(sandbox: &Sandbox) -> i32 {
+    *sandbox.vcpu_threads().first().unwrap()
+}
+
+fn can_choose_numbers() -> Option<()> {
+    if Path::new(LAST_PID).exists() { Some(()) } else { skipped("no ns_last_pid") }
+}
+
 #[test]
 fn who_got_the_vmms_number_while_it_was_moved_is_put_back() {
-    let Some(env) = Env::new() else { return };
-    if !Path::new(LAST_PID).exists() {
-        return skipped("no ns_last_pid").unwrap_or_default();
-    }
-    assert_stranger_is_put_back(&env, &processes_file(&env), |sandbox| sandbox.pid);
+    let (Some(env), Some(())) = (Env::new(), can_choose_numbers()) else { return };
+    let (sandbox, mut stranger) = (env.sandbox().start(), None);
+    let pid = sandbox.pid;
+    assert_stranger_is_put_back(sandbox, "prestart", &processes_file(&env), pid, |pid| stranger = Some(take(pid)));
+    env.assert_no_groups();
 }
 
 #[test]
 fn who_got_a_vcpu_threads_number_while_it_was_moved_is_put_back() {
-    let Some(env) = Env::with("cpu", Version::V1) else { return };
-    if !Path::new(LAST_PID).exists() {
-        return skipped("no ns_last_pid").unwrap_or_default();
+    let (Some(env), Some(())) = (Env::with("cpu", Version::V1), can_choose_numbers()) else { return };
+    let (sandbox, mut stranger) = (env.sandbox().start(), None);
+    let (file, tid) = (env.constrained("cpu").threads_file(), first_vcpu(&sandbox));
+    assert_stranger_is_put_back(sandbox, "prestart", &file, tid, |tid| stranger = Some(take(tid)));
+    env.assert_no_groups();
+}
+
+/// Such as a container's first process has, whose parent is not in the container's groups.
+#[test]
+fn a_thread_that_got_the_number_is_put_back_beside_its_processs_first() {
+    let (Some(env), Some(())) = (Env::with("cpu", Version::V1), can_choose_numbers()) else { return };
+    env.configure(&stand_in_row());
+    let mut process = env.stand_in("stranger", VMM);
+    for group in premake(&format!("{}/limited", env.top())) {
+        group.take_in(process.pid());
     }
-    let file = env.constrained("cpu").threads_file();
-    assert_stranger_is_put_back(&env, &file, |sandbox| *sandbox.vcpu_threads().first().unwrap());
+    let sandbox = env.sandbox().start();
+    let (file, tid) = (env.constrained("cpu").threads_file(), first_vcpu(&sandbox));
+    assert_stranger_is_put_back(sandbox, "prestart", &file, tid, |tid| {
+        process.tell(&format!("number {tid}"));
+        wait_until("a thread of that number", || threads_of(process.pid()).iter().any(|thread| thread.tid == tid));
+    });
+    assert_eq!(place_of(tid, "cpu"), place_of(process.pid(), "cpu"));
+}
+
+#[test]
+fn who_got_the_number_of_one_that_is_moved_out_of_a_group_of_ours_is_put_back() {
+    let (Some(env), Some(())) = (Env::new(), can_choose_numbers()) else { return };
+    let (sandbox, mut stranger) = (env.sandbox().start(), None);
+    let home = Group::new("cpu", &format!("{}/home", env.top()));
+    for group in premake(&home.path) {
+        group.take_in(sandbox.pid);
+    }
+    sandbox.place(&env.bundle());
+    let is_v1 = home.hierarchy.version == Version::V1;
+    let (file, number) = if is_v1 { (home.threads_file(), first_vcpu(&sandbox)) } else { (home.processes_file(), sandbox.pid) };
+    assert_stranger_is_put_back(sandbox, "poststop", &file, number, |number| stranger = Some(take(number)));
 }
