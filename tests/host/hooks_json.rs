@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
+use kata_cgroup_hook::config::Config;
+use kata_cgroup_hook::deadline::Deadline;
 use serde_json::{Value, json};
 
 const STAGES: [&str; 3] = ["createRuntime", "poststart", "poststop"];
@@ -35,6 +38,16 @@ fn each_file_runs_the_hook_with_its_own_stage() {
         assert_eq!(hook["when"], json!({ "always": true }));
         let path = hook["hook"]["path"].as_str().unwrap();
         assert!(Path::new(path).is_absolute() && path.ends_with("/kata-cgroup-hook"), "{path}");
+    }
+}
+
+/// An engine that loses patience kills the hook in the middle of its work.
+#[test]
+fn the_timeout_leaves_room_for_the_deadline_and_for_undoing() {
+    let longest = Config::default().deadline + Deadline::for_undo().left();
+    for stage in STAGES {
+        let hook: Value = serde_json::from_str(&fs::read_to_string(hooks_d().join(file_of(stage))).unwrap()).unwrap();
+        assert!(longest < Duration::from_secs(hook["hook"]["timeout"].as_u64().unwrap()), "{longest:?}");
     }
 }
 

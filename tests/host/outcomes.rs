@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Pid, mkfifo};
 use serde_json::json;
 
@@ -230,7 +230,8 @@ fn hostile_config_jsons(bundle: &Bundle) -> Vec<(&'static str, Maker)> {
         ("a fifo", make(|path| mkfifo(path, Mode::from_bits_truncate(0o644)).unwrap())),
         ("a directory", make(|path| fs::create_dir(path).unwrap())),
         ("a dangling link", make(|path| symlink("nowhere", path).unwrap())),
-        ("a device without an end", make(|path| symlink("/dev/zero", path).unwrap())),
+        ("a link to a device", make(|path| symlink("/dev/zero", path).unwrap())),
+        ("a device without an end", make(|path| mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 5)).unwrap())),
         ("a socket", make(|path| drop(UnixListener::bind(path).unwrap()))),
     ]
 }
@@ -450,18 +451,24 @@ fn for_everybody<'e>(env: &'e Env, stage: &str) -> Hook<'e> {
 fn somebody_elses_own_containers_are_left_alone() {
     // Rootless podman reads the same hooks.d.
     let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
     let bundle = env.bundle();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
     let rootless = [&nobody[..4], &["--", "unshare", "--user", "--map-root-user", "--mount", "--"]].concat();
-    for wrapper in [nobody.as_slice(), &rootless] {
-        for stage in CREATE_SIDE.iter().chain(&AFTERWARDS) {
-            for_everybody(&env, stage)
-                .state(bundle.state_of_runtime_rs("creating", 12))
-                .under(wrapper.iter().copied())
-                .run()
-                .was_silent();
+    // As Kata makes it, and as somebody may who has nothing to hide.
+    for mode in [0o700, 0o755] {
+        set_mode(&sandbox.runtime_dir("vm"), mode);
+        let before = env.dump();
+        for wrapper in [nobody.as_slice(), &rootless] {
+            for stage in CREATE_SIDE.iter().chain(&AFTERWARDS) {
+                let state = bundle.state_of_runtime_rs("creating", sandbox.pid);
+                let run = for_everybody(&env, stage).state(state).under(wrapper.iter().copied()).run().succeeded();
+                assert!(run.log.iter().all(|line| line.get("result") == "refused"), "{mode:o} {run:#?}");
+                before.assert_same(&env.dump(), format!("{mode:o} {stage}"));
+            }
         }
     }
+    env.hook("createRuntime").state(bundle.state(sandbox.pid)).run().succeeded().logged("placed");
 }
 
 #[test]

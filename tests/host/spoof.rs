@@ -5,7 +5,9 @@
 
 use std::any::Any;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
 
 use crate::testenv::*;
 
@@ -33,18 +35,23 @@ impl Files {
     }
 }
 
-/// What is wrong with a process, and its pid in the host's namespace, for as long as it is held.
+/// What is wrong with a process, how the hook puts it, and its pid in the host's namespace, for as long as it is held.
 struct Impostor {
     what: &'static str,
+    why: &'static str,
     pid: i32,
     _held: Box<dyn Any>,
 }
 
 impl Impostor {
-    fn new(what: &'static str, stand_in: StandIn) -> Impostor {
-        Impostor { what, pid: stand_in.pid(), _held: Box::new(stand_in) }
+    fn new(what: &'static str, why: &'static str, stand_in: StandIn) -> Impostor {
+        Impostor { what, why, pid: stand_in.pid(), _held: Box::new(stand_in) }
     }
 }
+
+const NOT_ROOT: &str = "does not run as root with all its user ids";
+const NOT_THE_HOSTS: &str = "which is not the host's own file of that path";
+const NOT_IN_TABLE: &str = "which is no VMM or helper that is known";
 
 /// One of each kind.
 fn impostors(env: &Env, files: &Files) -> Vec<Impostor> {
@@ -57,18 +64,19 @@ fn impostors(env: &Env, files: &Files) -> Vec<Impostor> {
     let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
     let named = named_only(env, table);
     vec![
-        Impostor::new("an ordinary user's, from root's own file", like(&env.name, &user)),
-        Impostor::new("a user's that has root's rights for the moment", like(&env.name, &["setpriv", "--ruid=65534", "--"])),
-        Impostor::new("root's that acts as a user", like(&env.name, &["setpriv", "--euid=65534", "--"])),
-        Impostor::new("a container's", like(&env.name, &own_pids)),
+        Impostor::new("an ordinary user's, from root's own file", NOT_ROOT, like(&env.name, &user)),
+        Impostor::new("a user's with root's rights for now", NOT_ROOT, like(&env.name, &["setpriv", "--ruid=65534", "--"])),
+        Impostor::new("root's that acts as a user", NOT_ROOT, like(&env.name, &["setpriv", "--euid=65534", "--"])),
+        Impostor::new("a container's", "is in a pid namespace of its own", like(&env.name, &own_pids)),
         Impostor::new(
             "another image's, in the host's pid namespace",
+            NOT_THE_HOSTS,
             like(&env.name, &[&["unshare", "--mount", "--"], image].concat()),
         ),
-        Impostor::new("another image's", like(&env.name, &[&own_pids, image].concat())),
-        Impostor::new("from another file", StandIn::started_as(&env.name, VMM, &files.other, &[])),
-        Impostor::new("another sandbox's", like(&format!("{}0", env.name), &[])),
-        Impostor { what: "named so, and no more", pid: named.pid(), _held: Box::new(named) },
+        Impostor::new("another image's", NOT_THE_HOSTS, like(&env.name, &[&own_pids, image].concat())),
+        Impostor::new("from another file", NOT_IN_TABLE, StandIn::started_as(&env.name, VMM, &files.other, &[])),
+        Impostor::new("another sandbox's", "has no argument that names this sandbox", like(&format!("{}0", env.name), &[])),
+        Impostor { what: "named so, and no more", why: NOT_IN_TABLE, pid: named.pid(), _held: Box::new(named) },
     ]
 }
 
@@ -76,41 +84,66 @@ fn impostors(env: &Env, files: &Files) -> Vec<Impostor> {
 fn named_only(env: &Env, argv0: &str) -> Process {
     let script = "printf %s qemu-system-x86 >/proc/$$/comm; [ ! -e /dev/kvm ] || exec 9<>/dev/kvm; kill -STOP $$; :";
     let rename = format!("exec -a \"$0\" bash -c '{script}' -name \"sandbox-$1\"");
-    Process::spawn(Process::command("bash").args(["-c", &rename, argv0, &env.name]))
+    let named = Process::spawn(Process::command("bash").args(["-c", &rename, argv0, &env.name]));
+    let of_it = |file: &str| format!("/proc/{}/{file}", named.pid());
+    wait_until("it to stop", || fs::read_to_string(of_it("stat")).unwrap().contains(") T "));
+    assert_eq!(fs::read_to_string(of_it("comm")).unwrap(), "qemu-system-x86\n");
+    assert!(fs::read_to_string(of_it("cmdline")).unwrap().starts_with(argv0));
+    assert!(!Path::new("/dev/kvm").exists() || fs::read_link(of_it("fd/9")).unwrap() == Path::new("/dev/kvm"));
+    named
+}
+
+/// Has this file of root's, and no other, name a process as the sandbox's VMM.
+fn name_in(env: &Env, root: &str, pid: i32) {
+    for root in ["vm", "sbs", "kata"] {
+        let _ = fs::remove_dir_all(env.runtime_dir(root, &env.name));
+    }
+    let (file, text) = match root {
+        "vm" => ("pid", format!("{pid}\n")),
+        "sbs" => ("persist.json", json!({ "HypervisorState": { "Pid": pid } }).to_string()),
+        _ => ("state.json", json!({ "hypervisor": { "pid": pid } }).to_string()),
+    };
+    write_file(&env.make_runtime_dir(root, &env.name).join(file), 0o600, &text);
 }
 
 #[test]
 fn an_impostor_is_never_moved_whoever_names_it() {
     let Some(env) = Env::new() else { return };
     let files = Files::of(&env);
-    let pid_file = env.make_runtime_dir("vm", &env.name).join("pid");
     let bundle = env.bundle();
-    for Impostor { what, pid, .. } in &impostors(&env, &files) {
+    for Impostor { what, why, pid, .. } in &impostors(&env, &files) {
         env.watch(*pid);
-        write_file(&pid_file, 0o600, &format!("{pid}\n"));
-        let before = env.dump();
-        // Root's own file names it, and the state does, as in every container that runc starts.
-        for stage in ["createRuntime", "poststart"] {
-            let run = env.hook(stage).state(bundle.state(*pid)).run().succeeded();
-            let line = run.logged("refused");
-            assert!(line.priority == 28 && line.get("msg").contains(&format!("process {pid}")), "{what}: {run:#?}");
+        // A file of root's names it; that and the state, as in every container that runc starts; the state alone.
+        for (root, hint) in [("vm", 0), ("sbs", 0), ("kata", 0), ("vm", *pid)] {
+            name_in(&env, root, *pid);
+            let before = env.dump();
+            for stage in ["createRuntime", "poststart"] {
+                let run = env.hook(stage).state(bundle.state(hint)).run().succeeded();
+                let (line, process) = (run.logged("refused"), format!("process {pid} named by"));
+                assert!(line.priority == 28 && line.get("msg").contains(&process), "{what}, {root}: {run:#?}");
+                assert!(line.get("msg").contains(why), "{what}, {root}: {run:#?}");
+            }
+            env.hook("poststop").state(bundle.state(hint)).run().succeeded();
+            before.assert_same(&env.dump(), format!("{what}, {root}"));
         }
-        env.hook("poststop").state(bundle.state(*pid)).run().succeeded();
-        before.assert_same(&env.dump(), what);
-        // The state alone does.
-        fs::remove_file(&pid_file).unwrap();
+        fs::remove_file(env.runtime_dir("vm", &env.name).join("pid")).unwrap();
         let before = env.dump();
         let run = env.hook("createRuntime").state(bundle.state(*pid)).run().succeeded();
-        assert!(["refused", "not-yet"].contains(&run.only_log_line().get("result")), "{what}: {run:#?}");
-        before.assert_same(&env.dump(), what);
+        // A mere hint that runs something else is no news: in a runc pod that is the tenant's own process.
+        let result = if *why == NOT_IN_TABLE { "not-yet" } else { "refused" };
+        assert!(run.logged(result).get("msg").contains(why) || result == "not-yet", "{what}: {run:#?}");
+        before.assert_same(&env.dump(), *what);
     }
     let twin = StandIn::started_as(&env.name, VMM, &files.table, &[]);
-    env.hook("createRuntime").state(bundle.state(twin.pid())).run().succeeded().logged("placed");
-    twin.assert_placed(&env.group());
-    env.hook("poststop").state(bundle.state(0)).run().succeeded().logged("released");
-    write_file(&pid_file, 0o600, &format!("{}\n", twin.pid()));
-    env.hook("createRuntime").state(bundle.state(0)).run().succeeded().logged("placed");
-    twin.assert_placed(&env.group());
+    for (root, hint) in [("vm", 0), ("sbs", 0), ("kata", 0), ("vm", twin.pid())] {
+        name_in(&env, root, twin.pid());
+        if hint != 0 {
+            fs::remove_file(env.runtime_dir(root, &env.name).join("pid")).unwrap();
+        }
+        env.hook("createRuntime").state(bundle.state(hint)).run().succeeded().logged("placed");
+        twin.assert_placed(&env.group());
+        env.hook("poststop").state(bundle.state(hint)).run().succeeded().logged("released");
+    }
 }
 
 #[test]

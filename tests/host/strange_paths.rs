@@ -113,6 +113,43 @@ fn a_cgroups_path_that_no_kernel_could_make_fails_and_the_longest_and_deepest_is
 }
 
 #[test]
+fn a_sandbox_id_in_an_annotation_that_is_no_file_name_makes_no_container_a_vm_sandboxs() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    // The last leads back to the sandbox's own runtime directory.
+    let ids =
+        ["", "..", ".", "a/b", "a\nb", "a\0b", "-a", &"x".repeat(4096), &"x".repeat(64 << 10), &format!("./{}", env.name)];
+    for (engine, id) in [Engine::Containerd, Engine::CriO].into_iter().flat_map(|engine| ids.map(|id| (engine, id))) {
+        let bundle = env.bundle_of(engine, Kind::Workload, id, "c1");
+        let before = env.dump();
+        for stage in ["createRuntime", "poststart", "poststop"] {
+            env.hook(stage).state(bundle.state(sandbox.pid)).run().was_silent();
+        }
+        before.assert_same(&env.dump(), format!("{engine:?} {id:.20?}"));
+    }
+    let bundle = env.bundle_of(Engine::CriO, Kind::Workload, &env.name, "c1");
+    sandbox.place(&bundle);
+}
+
+#[test]
+fn annotations_of_any_length_and_kind_neither_forge_nor_flood_the_log() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let long = "x\n<27>kata-cgroup-hook[1]: result=failed \u{1b}[2J\u{202e} ".repeat(1400);
+    assert!(long.len() > 64 << 10);
+    let keys =
+        ["io.kubernetes.cri.container-name", "io.kubernetes.cri.sandbox-cpu-quota", "io.kubernetes.cri.sandbox-name", &long];
+    for key in keys {
+        let bundle = env.bundle_of(Engine::Containerd, Kind::Sandbox, &env.name, &env.name).annotate(key, &long);
+        for (stage, result) in [("createRuntime", "placed"), ("poststop", "released")] {
+            let run = env.hook(stage).state(bundle.state(sandbox.pid)).run().succeeded();
+            let raw = &run.logged(result).raw;
+            assert!(raw.len() <= 1024 && !raw.contains(|char: char| char.is_control() || char == '\u{202e}'), "{raw:?}");
+        }
+    }
+}
+
+#[test]
 fn an_id_that_is_too_long_for_the_files_named_after_it_fails_and_the_longest_other_is_placed() {
     let Some(env) = Env::new() else { return };
     env.configure(&stand_in_row());
@@ -176,13 +213,15 @@ fn a_state_directory_that_is_not_roots_own_is_refused_and_one_that_is_made_is() 
     assert_eq!(modes, [0o700, 0o600]);
 }
 
-/// Exchanges what is at two paths for each other, for as long as it is asked to.
-fn swap_until(stop: &AtomicBool, one: &Path, other: &Path) {
+/// Exchanges what is at two paths for each other, for as long as it is asked to; how often it came to that.
+fn swap_until(stop: &AtomicBool, one: &Path, other: &Path) -> usize {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let mut exchanged = 0;
     while !stop.load(Ordering::Relaxed) {
         // Where the hook has just taken one away there is nothing to exchange.
-        let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
+        exchanged += usize::from(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok());
     }
+    exchanged
 }
 
 /// Stops the other thread in the end, a failure's too.
@@ -200,11 +239,17 @@ fn what_is_exchanged_while_the_hook_looks_leads_it_nowhere_else() {
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
     sandbox.place(&bundle);
+    // Root's alone, so that it is for nothing but the link that it does not count.
     let victim = env.dir.join("victim");
     fs::create_dir(&victim).unwrap();
-    fs::write(victim.join("config.json"), json!({ "linux": { "cgroupsPath": "/kch-never" } }).to_string()).unwrap();
-    fs::write(victim.join("pid"), "1\n").unwrap();
-    set_mode(&victim, 0o777);
+    set_mode(&victim, 0o700);
+    write_file(&victim.join("config.json"), 0o600, &json!({ "linux": { "cgroupsPath": "/kch-never" } }).to_string());
+    let (stranger, record) = (Process::sleeping(), env.state_dir().join(format!("{}.json", env.name)));
+    write_file(&victim.join("pid"), 0o600, &format!("{}\n", stranger.pid()));
+    let never = fs::read_to_string(&record).unwrap().replace("/pod/kata_", "/kch-never/kata_");
+    write_file(&victim.join("record"), 0o600, &never);
+    let home = || CONTROLLERS.map(|controller| place_of(stranger.pid(), controller));
+    let strangers_home = home();
     let content = || {
         let files = fs::read_dir(&victim).unwrap().map(|entry| entry.unwrap().path());
         files.map(|path| (fs::read(&path).unwrap(), path)).collect::<std::collections::BTreeMap<_, _>>()
@@ -217,38 +262,47 @@ fn what_is_exchanged_while_the_hook_looks_leads_it_nowhere_else() {
     };
     let fifo = env.dir.join("fifo");
     mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
+    sandbox.release(&bundle);
     let pairs = [
         (sandbox.runtime_dir("vm"), link_to(&victim, "runtime")),
+        (sandbox.runtime_dir("vm").join("pid"), link_to(&victim.join("pid"), "pid-link")),
         (sandbox.runtime_dir("sbs").join("persist.json"), fifo),
         (env.state_dir(), link_to(&victim, "state-link")),
+        (record, link_to(&victim.join("record"), "record-link")),
         (bundle.config_json(), link_to(&victim.join("config.json"), "config-link")),
     ];
+    let is_led_astray = || {
+        let below = everywhere(&format!("{}/kch-never", env.top()));
+        !groups_named("kch-never").is_empty() || below.iter().any(Group::exists)
+    };
     for (one, other) in &pairs {
+        sandbox.place(&bundle);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| swap_until(&stop, one, other));
-            let _stopped = Stopped(&stop);
+            let swapping = scope.spawn(|| swap_until(&stop, one, other));
+            let stopped = Stopped(&stop);
             let rounds = (0..if stride() == 1 { 12 } else { 3 }).map(|round| {
-                let stage = ["poststop", "createRuntime", "poststart"][round % 3];
+                let stage = ["poststart", "poststop", "createRuntime"][round % 3];
                 let run = env.hook(stage).state(bundle.state(sandbox.pid)).run();
-                (run, groups_named("kch-never").len())
+                (run, is_led_astray())
             });
-            let rounds: Vec<(Run, usize)> = rounds.collect();
+            let rounds: Vec<(Run, bool)> = rounds.collect();
             for (run, led_astray) in rounds {
                 assert!(matches!(run.code, Some(0 | 1)) && run.stderr.lines().count() <= 1, "{run:#?}");
                 assert!(run.code == Some(0) || run.only_log_line().get("result") == "failed", "{run:#?}");
-                assert_eq!(led_astray, 0, "{run:#?}");
+                assert!(!led_astray, "{run:#?}");
             }
+            drop(stopped);
+            assert!(swapping.join().unwrap() > 0, "{} was never exchanged", one.display());
         });
-    }
-    assert_eq!(content(), before);
-    for (one, other) in &pairs {
+        assert_eq!((content(), home()), (before.clone(), strangers_home.clone()));
         let is_exchanged = fs::symlink_metadata(one).is_ok_and(|meta| meta.is_symlink() || !(meta.is_dir() || meta.is_file()));
         if is_exchanged {
             fs::rename(other, env.dir.join("aside")).unwrap();
             fs::remove_file(one).unwrap();
             fs::rename(env.dir.join("aside"), one).unwrap();
         }
+        sandbox.release(&bundle);
     }
     sandbox.release(&bundle);
     sandbox.place(&bundle);

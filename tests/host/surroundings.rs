@@ -120,6 +120,52 @@ fn a_state_directory_that_is_full_or_read_only_lets_nothing_be_placed_and_all_be
     }
 }
 
+#[test]
+fn where_the_state_directory_has_filled_up_since_what_is_ours_goes_and_where_no_lock_can_be_had_it_stays() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    fs::create_dir(env.state_dir()).unwrap();
+    set_mode(&env.state_dir(), 0o700);
+    let (state, hook) = (env.dir.join("state.json"), |stage: &str| env.hook(stage).state(bundle.state(sandbox.pid)));
+    fs::write(&state, bundle.state(sandbox.pid)).unwrap();
+    let words = hook("createRuntime").arg("--state").arg(&state).command_line();
+    let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
+    let before = env.dump();
+    let fill = "{ head -c 100000 /dev/zero >fill || :; } 2>/dev/null";
+    for (line, errno, is_locked) in [(fill, "ENOSPC", true), ("mount -o remount,ro .", "EROFS", false)] {
+        let line = format!("{} && [ -s {}.json ] && {line}", words.join(" "), env.name);
+        let run = on_own_state_dir(&env, "size=64k", &line, hook("poststop")).run();
+        assert!(run.code == Some(0) && run.stderr.contains(errno) && run.stderr.lines().count() == 1, "{run:#?}");
+        let results: Vec<&str> = run.log.iter().map(|line| line.get("result")).collect();
+        assert_eq!(results, ["placed", "failed"], "{run:#?}");
+        if is_locked {
+            before.assert_same(&env.dump(), line);
+        } else {
+            sandbox.assert_placed(&env.group());
+            hook("poststop").run().succeeded().logged("released");
+        }
+        env.assert_no_groups();
+    }
+}
+
+#[test]
+fn where_the_state_directory_cannot_even_be_made_nothing_is_placed() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    fs::create_dir(env.state_dir()).unwrap();
+    let state = env.bundle().state(sandbox.pid);
+    write_file(&env.config(), 0o600, &env.roots().replace("/state\"", "/state/below\""));
+    let before = env.dump();
+    for (options, errno) in [("ro", "EROFS"), ("nr_inodes=1", "ENOSPC")] {
+        let hook = env.hook("createRuntime").state(&state);
+        let run = on_own_state_dir(&env, options, "true", hook).run().failed_with(1);
+        assert!(run.stderr.contains(errno) && run.stderr.contains("/state/below"), "{run:#?}");
+        run.logged("failed");
+        before.assert_same(&env.dump(), errno);
+    }
+}
+
 /// What Linux has had since 5.1 or that a filter is likely to refuse.
 const NEWER: [libc::c_long; 12] = [
     libc::SYS_fsopen,
@@ -185,6 +231,19 @@ fn a_log_socket_that_is_none_is_as_good_as_no_log() {
         env.hook("poststop").state(bundle.state(sandbox.pid)).run().was_silent();
     }
     assert_eq!(fs::read(at("file")).unwrap(), b"");
+}
+
+#[test]
+fn a_stderr_that_is_closed_or_that_nobody_reads_makes_no_failure_another_one() {
+    let Some(env) = Env::new() else { return };
+    let full = env.dir.join("full").display().to_string();
+    let is_full = format!("mkfifo {full} && exec 3<>{full} && dd if=/dev/zero of={full} bs=65536 count=1 2>/dev/null");
+    let nobody_reads = format!("{is_full} && exec 2>&3");
+    for line in ["exec 2>&-", &nobody_reads] {
+        let run = after(line, env.hook("createRuntime").state("{}")).run();
+        assert_eq!((run.code, run.stdout.as_str(), run.stderr.as_str()), (Some(1), "", ""), "{line}: {run:#?}");
+        run.logged("failed");
+    }
 }
 
 /// What a pipe takes in one piece (PIPE_BUF): more, and an engine that reads later would keep the hook waiting.

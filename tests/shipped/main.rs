@@ -5,6 +5,7 @@
 //! configuration (src/config.rs). Both are asked here: the words of `--help`, the options that the parser takes with each of them, the
 //! keys that it names when it meets one that it does not know.
 
+mod audit;
 mod completions;
 mod config_file;
 mod install;
