@@ -127,6 +127,8 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
                 place.is_some() && [Some(&site.group), apart].contains(&place.as_ref())
             };
             if !member.threads.iter().all(is_right) {
+                // All of them go along, and each must be able to come back.
+                member.threads.iter().try_for_each(|thread| origin(member, Some(thread), site).map(drop))?;
                 let from = Some(origin(member, member.leader(), site)?);
                 let (pid, start) = (member.process.pid, member.start);
                 // Never a moment in which a vCPU thread is in the sandbox's groups and not under its limit: a run may be killed in

@@ -43,8 +43,9 @@ fn site(group: GroupPath, part: Part, vm: &Vm, record: &Record) -> Result<Site, 
     let child = site.group.child(VCPUS);
     let ours = site::level(&child, record)?;
     let is_made = ours.standing.as_ref().is_some_and(|standing| standing.is_ours);
-    let is_adopted = record.adopted.iter().any(|adopted| adopted.path == site.group.absolute());
-    if is_made || (!is_adopted && holds_vmm(&site, vm)) {
+    let is_adopted = |group: &GroupPath| record.adopted.iter().any(|adopted| adopted.path == group.absolute());
+    // Where cpu and memory are co-mounted, placing has moved the VMM out.
+    if is_made || is_adopted(&child) || (!is_adopted(&site.group) && holds_vmm(&site, vm)) {
         // Where somebody else's child of that name stands, that one is used, and given back.
         site.is_adopted = ours.is_foreign();
         site.levels.push(ours);
@@ -101,6 +102,16 @@ mod tests {
         let site = cpu_site(dir.path(), &vm("/pod/kata_x", "/pod/kata_x"), &Record::new("sb"));
         assert_eq!(site.group.rel, std::path::Path::new("pod/kata_x/vcpu"));
         assert!(!site.is_adopted && site.own().is_none());
+    }
+
+    #[test]
+    fn somebody_elses_child_that_was_taken_over_stays_the_place_once_the_vmm_has_left_the_group_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let child = dir.path().join("cpu/pod/kata_x/vcpu");
+        std::fs::create_dir_all(&child).unwrap();
+        let adopted = vec![Adopted { path: child, ..Adopted::default() }];
+        let site = cpu_site(dir.path(), &vm("/", "/pod/kata_x/vcpu"), &Record { adopted, ..Record::new("sb") });
+        assert!(site.is_adopted && site.group.rel == std::path::Path::new("pod/kata_x/vcpu"));
     }
 
     #[test]
