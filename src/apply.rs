@@ -8,7 +8,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -174,7 +174,7 @@ impl Apply<'_> {
                     afterwards.push((group, *file, value));
                     Ok(())
                 }
-                Step::Set { group, file, value } => self.set(group, file, value, done).map(drop),
+                Step::Set { group, file, value } => self.give_back(group, file, value, done),
                 Step::MoveProcess { pid, start, to, .. } => self.send_home(*pid, *start, to, done),
                 Step::Drain { group, target, whole } => self.drain(group, target, *whole, done),
                 Step::Remove { group, drain } => {
@@ -209,11 +209,7 @@ impl Apply<'_> {
         let is_within = |group: &GroupPath| group.parent().is_some_and(|above| waited_for.contains(&&above));
         let busy = removes.iter().filter(|(group, drain)| drain.is_some() || is_within(group));
         errors.extend(busy.map(|(group, _)| self.still_busy(group)));
-        for (group, file, value) in afterwards {
-            let taken_back = is_used(group)
-                .and_then(|is_used| if is_used { Ok(Applied::Whole) } else { self.set(group, file, value, done) });
-            errors.extend(taken_back.err());
-        }
+        errors.extend(afterwards.into_iter().filter_map(|(group, file, value)| self.give_back(group, file, value, done).err()));
         // What cannot be moved out is refused when the group is emptied and again when it is removed.
         let mut told = HashSet::new();
         errors.retain(|error| told.insert(error.to_string()));
@@ -269,6 +265,14 @@ impl Apply<'_> {
         }
     }
 
+    /// Gives a group the value that it had; what it passes on only where nobody else has groups in it by now.
+    fn give_back(&self, group: &GroupPath, file: &'static str, value: &str, done: &mut Done) -> Result<(), Error> {
+        if file == file::SUBTREE && is_used(group)? {
+            return Ok(());
+        }
+        self.set(group, file, value, done).map(drop)
+    }
+
     /// All moves back to back, with nothing read in between.
     fn burst(&self, moves: &[(Move, Option<GroupPath>)], done: &mut Done) -> Result<Applied, Error> {
         let mut writers: HashMap<(PathBuf, &str), Writer> = HashMap::new();
@@ -310,10 +314,10 @@ impl Apply<'_> {
         let (mut listed, mut starts) = (Listed::new(self), Starts::new(self));
         let put_back: Vec<Error> =
             written.iter().filter_map(|(step, _)| self.put_back_stranger(step, &mut listed, &mut starts).err()).collect();
-        match failure.or(put_back.into_iter().next()) {
-            None => Ok(Applied::Whole),
-            Some(error) if error.is_gone() => Ok(Applied::Overtaken),
-            Some(error) => Err(error),
+        match (put_back.into_iter().next(), failure) {
+            (Some(error), _) => Err(error),
+            (None, Some(error)) if error.is_gone() => Ok(Applied::Overtaken),
+            (None, failure) => failure.map_or(Ok(Applied::Whole), Err),
         }
     }
 
@@ -336,25 +340,43 @@ impl Apply<'_> {
         self.put_where_it_was_born(step.id, &step.to.hierarchy, step.file)
     }
 
-    /// Puts whoever bears a number now to where it was born: a thread beside its process's first, a process beside its parent.
-    fn put_where_it_was_born(&self, id: i32, hierarchy: &Rc<Hierarchy>, file: &str) -> Result<(), Error> {
+    /// Puts whoever bears a number now to where it was born: beside its parent, or, a single thread, beside its process's first.
+    fn put_where_it_was_born(&self, id: i32, hierarchy: &Rc<Hierarchy>, file: &'static str) -> Result<(), Error> {
+        // A parent may end while it is asked; then there is another.
+        for _ in 0..2 {
+            let Some(kin) = self.kin_of(id, file == "cgroup.procs")? else { return Ok(()) };
+            let home = self.place_of(kin, hierarchy)?.map(|rel| GroupPath::new(hierarchy, rel));
+            if let Some(writer) = home.map_or(Ok(None), |home| home.writer(file))? {
+                return ignoring_the_dead(writer.write(&id.to_string()));
+            }
+        }
+        // Anywhere else it might be out of its own limits.
+        Err(Error::Unsettled(format!(
+            "process {id} got the number of one that ended while it was moved, and where it belongs in {} cannot be seen",
+            hierarchy.mount.display()
+        )))
+    }
+
+    /// Beside whom it was born; `None` if it has ended. A thread that is written to the list of processes takes its whole process along,
+    /// its first thread too.
+    fn kin_of(&self, id: i32, is_whole: bool) -> Result<Option<i32>, Error> {
         let kin = |process: Process| match process.status()?.thread_group {
-            group if group == id => process.thread_stat(id).map(|stat| stat.parent),
+            group if group == id || is_whole => process.thread_stat(id).map(|stat| stat.parent),
             group => Ok(group),
         };
         let kin = unless_gone(self.proc.process(id).and_then(|process| process.map(kin).transpose()));
-        let Some(kin) = kin.map_err(|errno| self.unread(id, errno))?.flatten() else { return Ok(()) };
-        let place = |kin: Process| kin.membership(kin.pid);
-        let home = unless_gone(self.proc.process(kin).and_then(|kin| kin.map(place).transpose()));
-        let home = home.map_err(|errno| self.unread(kin, errno))?.flatten();
-        // Anywhere else it might be out of its own limits.
-        let rel = home.as_ref().and_then(|home| hierarchy.place_in(home)).ok_or_else(|| {
-            Error::Unsettled(format!(
-                "process {id} got the number of one that ended while it was moved, and where it belongs in {} cannot be seen",
-                hierarchy.mount.display()
-            ))
-        })?;
-        ignoring_the_dead(write_if_standing(&GroupPath::new(hierarchy, rel), file, &id.to_string()))
+        Ok(kin.map_err(|errno| self.unread(id, errno))?.flatten())
+    }
+
+    /// Where a process is, if it lives: of one that ends, the kernel says the top (`proc_cgroup_show`).
+    fn place_of(&self, pid: i32, hierarchy: &Hierarchy) -> Result<Option<PathBuf>, Error> {
+        let place = |process: Process| {
+            let (membership, stat) = (process.membership(pid)?, process.thread_stat(pid)?);
+            let is_leaving = stat.is_dead() || stat.is_exiting;
+            Ok(hierarchy.place_in(&membership).filter(|_| !is_leaving).map(Path::to_path_buf))
+        };
+        let place = unless_gone(self.proc.process(pid).and_then(|process| process.map(place).transpose()));
+        Ok(place.map_err(|errno| self.unread(pid, errno))?.flatten().flatten())
     }
 
     /// Moves one back to where it was; to the nearest group above that where it no longer stands.
@@ -405,12 +427,12 @@ impl Apply<'_> {
         let file = if whole { "cgroup.procs" } else { group.threads_file() };
         let Some(open) = group.open()? else { return Ok(()) };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut astray) = (Backoff::default(), Vec::new());
         loop {
             let asked = proc::ticks_since_boot();
             let mut members = open.members(file)?;
             if members.is_empty() {
-                return Ok(());
+                return Error::all(astray);
             }
             // Ourselves first: while we are in it, it cannot go.
             order::sort_by_key(&mut members, |member| *member != own);
@@ -430,7 +452,8 @@ impl Apply<'_> {
                 }
             }
             done.moved += moved.len();
-            Error::all(moved.iter().filter_map(|id| self.put_back_younger(*id, asked, target, file).err()).collect())?;
+            let others = moved.iter().filter(|id| **id != own);
+            astray.extend(others.filter_map(|id| self.put_back_younger(*id, asked, target, file).err()));
             if !moved.is_empty() {
                 continue;
             }
@@ -441,7 +464,7 @@ impl Apply<'_> {
     }
 
     /// Puts back who was born after the group was asked who is in it, at `asked` clock ticks since boot. One of its own that was born in that
-    /// very tick comes to no harm by it: it is beside its kin.
+    /// very tick goes beside its kin as well.
     fn put_back_younger(&self, id: i32, asked: u64, target: &GroupPath, file: &'static str) -> Result<(), Error> {
         let start = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
         if start.is_some_and(|start| start >= asked) {
@@ -587,5 +610,34 @@ fn ignoring_the_dead(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if error.errno() == Some(Errno::ESRCH) => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::cgroup::Controller;
+    use crate::testing::{self, FakeProc};
+
+    #[test]
+    fn at_the_end_controllers_are_not_taken_back_from_where_others_have_groups() {
+        let (dir, host) = (tempfile::tempdir().unwrap(), FakeProc::new());
+        let v2 = testing::unified_at(dir.path(), &[Controller::Cpu]);
+        testing::make_v2(dir.path(), "kata", "cpu", "");
+        testing::make_v2(dir.path(), "kata/others", "", "");
+        let deadline = Deadline::after(Instant::now(), Duration::from_secs(60));
+        let mark = Mark { sandbox: "sb".into(), state_dir: dir.path().into() };
+        let apply = Apply { proc: &host.proc(), deadline: &deadline, mark };
+        let step = Step::Set { group: GroupPath::new(&v2, "kata"), file: file::SUBTREE, value: "-cpu".into() };
+        let passed_on = || std::fs::read_to_string(dir.path().join("kata/cgroup.subtree_control")).unwrap();
+        for (is_used, left) in [(true, "cpu\n"), (false, "-cpu")] {
+            if !is_used {
+                std::fs::remove_dir_all(dir.path().join("kata/others")).unwrap();
+            }
+            let errors = apply.release(std::slice::from_ref(&step), &mut Done::default());
+            assert!(errors.is_empty() && passed_on().starts_with(left), "{errors:?} {:?}", passed_on());
+        }
     }
 }

@@ -24,6 +24,9 @@ use crate::sys::{self, Entry};
 /// PF_USER_WORKER (include/linux/sched.h): a thread that the kernel made inside a process, such as vhost's or KVM's workers.
 const USER_WORKER: u64 = 0x4000;
 
+/// PF_EXITING (ibidem).
+const EXITING: u64 = 0x4;
+
 /// No file of /proc that is read here is longer: a command line is the longest, and QEMU's are about 5 KiB.
 const LIMIT: u64 = 1 << 20;
 
@@ -194,6 +197,16 @@ impl Process {
         self.read("stat", Stat::parse)?.ok_or(Errno::EINVAL)
     }
 
+    /// Whether it has ended as a whole, or is about to, if `stat` is what it says: with its first thread all others.
+    pub fn is_over(&self, stat: &Stat) -> Result<bool, Errno> {
+        let is_leaving = |tid: i32| match unless_gone(self.thread_stat(tid))? {
+            Some(thread) => Ok(thread.is_dead() || thread.is_exiting),
+            None => Ok(true),
+        };
+        let others = if stat.is_dead() { unless_gone(self.threads())?.unwrap_or_default() } else { return Ok(false) };
+        others.into_iter().map(is_leaving).try_fold(true, |all, one: Result<bool, Errno>| Ok(all && one?))
+    }
+
     /// What `/proc/PID/task/TID/stat` says.
     pub fn thread_stat(&self, tid: i32) -> Result<Stat, Errno> {
         self.read_of_thread(tid, "stat", Stat::parse)?.ok_or(Errno::EINVAL)
@@ -282,8 +295,8 @@ pub struct Stat {
     pub parent: i32,
     /// Made by the kernel inside the process: never a vCPU, whatever its registers say.
     pub is_user_worker: bool,
-    /// How many threads the process has, one that has ended and is its first among them.
-    pub threads: u64,
+    /// On its way out, which takes a large guest's VMM a while.
+    pub is_exiting: bool,
     /// Start time in clock ticks since boot: with the pid, the identity of a process.
     pub start: u64,
     /// Time spent running a guest, in clock ticks: above 0 for vCPU threads only, and not counted by every kind of KVM.
@@ -298,12 +311,14 @@ impl Stat {
         // proc_pid_stat(5) counts from 1 and the state is field 3.
         let mut fields = (3..).zip(line.get(close + 2..)?.split(u8::is_ascii_whitespace));
         let mut field = |n: usize| fields.find(|(number, _)| *number == n).map(|(_, field)| field);
+        let (state, parent) = (*field(3)?.first()?, number(field(4)?)?);
+        let flags: u64 = number(field(9)?)?;
         Some(Self {
             name: line.get(open + 1..close)?.to_vec(),
-            state: *field(3)?.first()?,
-            parent: number(field(4)?)?,
-            is_user_worker: number::<u64>(field(9)?)? & USER_WORKER != 0,
-            threads: number(field(20)?)?,
+            state,
+            parent,
+            is_user_worker: flags & USER_WORKER != 0,
+            is_exiting: flags & EXITING != 0,
             start: number(field(22)?)?,
             guest_time: number(field(43)?)?,
         })
@@ -313,11 +328,6 @@ impl Stat {
     /// shown as a zombie all the same (pthread_exit(3), NOTES).
     pub fn is_dead(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
-    }
-
-    /// Whether the process has ended, as a whole, and only waits to be reaped.
-    pub fn is_over(&self) -> bool {
-        self.is_dead() && self.threads <= 1
     }
 }
 

@@ -104,9 +104,7 @@ impl FakeProc {
     fn write_common(fake: &Fake, thread: i32, dir: &Path) {
         let zeros = "0 ".repeat(23);
         let Fake { parent, state, start, .. } = fake;
-        let number = fake.threads.len() + 1;
-        let stat =
-            format!("{thread} (any) {state} {parent} 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 {number} 0 {start} 1 1 {zeros}0 0\n");
+        let stat = format!("{thread} (any) {state} {parent} 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0 {start} 1 1 {zeros}0 0\n");
         std::fs::write(dir.join("stat"), stat).unwrap();
         let [real, effective, saved, fs] = fake.uids;
         let status = format!("Tgid:\t{}\nUid:\t{real}\t{effective}\t{saved}\t{fs}\nNSpid:\t{}\n", fake.pid, fake.numbers);

@@ -4,6 +4,8 @@
 //! that is known and stands, else to the nearest above that is not ours and takes them. On v2 whole processes leave, and their
 //! vCPU threads with them, as no thread can leave its process's domain. Only what is ours is found here: a name proves nothing.
 
+use std::path::PathBuf;
+
 use crate::cgroup::cpulist::CpuList;
 use crate::cgroup::group::{Group, GroupPath, locate};
 use crate::cgroup::mounts::{Mounts, Version};
@@ -43,12 +45,13 @@ pub struct Occupied {
 /// and why is added to `unseen`; it keeps nothing else from going.
 pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec<Leftover> {
     let mut candidates = path.map_or_else(Vec::new, |path| at_place(path, mounts, unseen));
-    // Forgotten with the record, it would be nobody's.
+    // Forgotten with the record, it would be nobody's; where it is on another mount by now, it is at its place there.
     let adopted = record.adopted.iter().map(|adopted| &adopted.path);
     let all = record.groups.iter().map(|group| &group.path).chain(adopted);
-    unseen.extend(
-        all.filter(|path| locate(&mounts.hierarchies, path).is_none()).map(|path| Error::NotMounted { path: path.clone() }),
-    );
+    let is_seen = |path: &&PathBuf| {
+        locate(&mounts.hierarchies, path).is_some() || candidates.iter().any(|(known, _)| path.ends_with(&known.rel))
+    };
+    unseen.extend(all.filter(|path| !is_seen(path)).map(|path| Error::NotMounted { path: path.clone() }));
     for group in &record.groups {
         let Some(path) = locate(&mounts.hierarchies, &group.path) else { continue };
         let part = part_of(group, &path);

@@ -11,9 +11,9 @@ use nix::errno::Errno;
 
 use crate::apply::{Apply, Done};
 use crate::cgroup::group::{GroupPath, locate};
-use crate::cgroup::leftover;
 use crate::cgroup::mounts::{Mounts, Version};
 use crate::cgroup::path::{Domain, SandboxPath, VCPUS};
+use crate::cgroup::{file, leftover};
 use crate::cli::Stage;
 use crate::commands::settle::{Change, settle};
 use crate::commands::subject::Subject;
@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::log::{Outcome, Report};
 use crate::oci::bundle::Bundle;
 use crate::oci::sandbox::Role;
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, Step};
 use crate::record::{Progress, Record, Store};
 use crate::vmm::Vm;
 
@@ -92,10 +92,12 @@ pub(super) fn is_over(run: &Run, record: &Record) -> bool {
 /// Whether the recorded VMM still runs; what cannot be seen is not dead.
 pub(super) fn lives(run: &Run, record: &Record) -> bool {
     let Some(vmm) = record.vmm() else { return false };
-    match run.host.proc.process(vmm.pid).and_then(|process| process.map(|process| process.stat()).transpose()) {
-        Ok(stat) => stat.is_some_and(|stat| stat.start == vmm.start && !stat.is_over()),
-        Err(errno) => !matches!(errno, Errno::ENOENT | Errno::ESRCH),
-    }
+    let looked_at = run.host.proc.process(vmm.pid).and_then(|process| {
+        let Some(process) = process else { return Ok(false) };
+        let stat = process.stat()?;
+        Ok(stat.start == vmm.start && !process.is_over(&stat)?)
+    });
+    looked_at.unwrap_or_else(|errno| !matches!(errno, Errno::ENOENT | Errno::ESRCH))
 }
 
 /// A workload's end while the VM lives: the others' demand is what remains.
@@ -206,7 +208,8 @@ fn clear(
         let failed = apply.release(&plan.steps, &mut done);
         errors.extend(failed);
         plan = if errors.is_empty() { plan_end(record, path, mounts, &mut errors) } else { Plan::default() };
-        if plan.steps.is_empty() {
+        // What others use is left to them, and stays to be done.
+        if plan.steps.iter().all(|step| matches!(step, Step::Set { file: file::SUBTREE, .. })) {
             break;
         }
         if done.removed == before {

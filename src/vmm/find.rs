@@ -201,11 +201,12 @@ impl<'a> Search<'a> {
         };
         let stat = process.stat()?;
         let unproven = |why: &str| Err(Doubt::Unproven(why.to_owned()));
-        if stat.is_over() {
-            return Err(Doubt::Gone);
-        }
-        // What it runs is shown no more then (proc_pid_exe(5)).
         if stat.is_dead() {
+            // What it runs is shown no more then (proc_pid_exe(5)): only who was known is missed.
+            let is_known = matches!(source, Source::File(_)) || self.is_recorded(&process, stat.start);
+            if !is_known || process.is_over(&stat)? {
+                return Err(Doubt::Gone);
+            }
             return unproven("its first thread has ended and others run on, so that it cannot prove itself any more");
         }
         let kind = self.kind_of(&process, stat.start, role, source)?;
@@ -406,7 +407,24 @@ mod tests {
 
     #[test]
     fn a_vmm_whose_first_thread_has_ended_is_not_dead_and_cannot_prove_itself() {
-        refused(|_, fake| fake.state = 'Z', "its first thread has ended and others run on");
+        let mut host = Host::new();
+        host.claim(100, Role::Vmm);
+        host.proc.add(&host.vmm());
+        let change = |file: &str, from: &str, to: &str| {
+            let path = host.proc.dir.path().join(file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.contains(from), "{text}");
+            std::fs::write(path, text.replace(from, to)).unwrap();
+        };
+        for file in ["100/stat", "100/task/100/stat"] {
+            change(file, ") S ", ") Z ");
+        }
+        let (vmm, _, refused) = host.find();
+        assert!(vmm.is_none() && refused[0].contains("its first thread has ended and others run on"), "{refused:?}");
+        // Killed, it takes a while to end: PF_EXITING.
+        change("100/task/101/stat", " -1 64 ", " -1 68 ");
+        change("100/task/102/stat", ") S ", ") Z ");
+        assert_eq!(host.find(), (None, vec![], vec![]));
     }
 
     #[test]

@@ -186,16 +186,18 @@ pub fn of(
 }
 
 /// Whether a thread that is not among the listed ones may run one of its vCPUs: one that has come since, or of a process that shares its
-/// memory, as only those can (`kvm_vcpu_ioctl`) and which then runs the same file. Of what cannot be seen it is not ruled out.
+/// memory, as only those can (`kvm_vcpu_ioctl`) and which then runs the same file with the same arguments. Of what cannot be seen it is
+/// not ruled out.
 fn may_run_vcpu_of(process: &Process, proc: &Proc, tid: i32) -> bool {
     if unless_gone(process.thread_stat(tid)) != Ok(None) {
         return true;
     }
-    let runs = proc.process(tid).and_then(|other| other.map(|other| other.executable()).transpose());
-    match unless_gone(runs) {
-        Ok(Some(Some(file))) => process.executable().map_or(true, |own| own == file),
-        other => other.is_err(),
-    }
+    let is_alike = |other: Process| {
+        let runs_the_same = other.executable()? == process.executable()?;
+        Ok(runs_the_same && other.arguments()? == process.arguments()?)
+    };
+    let is_alike = unless_gone(proc.process(tid).and_then(|other| other.map(is_alike).transpose()));
+    is_alike.map_or(true, |is_alike| is_alike.flatten().unwrap_or(false))
 }
 
 #[cfg(test)]
@@ -398,8 +400,12 @@ mod tests {
             let other = Fake { pid: 300, executable: host.executable("sh"), ..Fake::default() };
             host.add(&other);
             assert_eq!((told().parked, told().is_partial()), (1, false), "somebody else does");
-            host.add(&Fake { executable: process.executable().unwrap(), ..other });
-            assert_eq!((told().parked, told().is_partial()), (0, true), "who runs the same file");
+            let executable = process.executable().unwrap();
+            let another = Fake { executable: executable.clone(), arguments: "another".into(), ..other };
+            host.add(&another);
+            assert_eq!((told().parked, told().is_partial()), (1, false), "another VM's");
+            host.add(&Fake { arguments: Fake::default().arguments, ..another });
+            assert_eq!((told().parked, told().is_partial()), (0, true), "who runs the same");
         }
     }
 }
