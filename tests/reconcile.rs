@@ -71,11 +71,12 @@ fn groups_within_each_other_by_the_thousand_are_in_nobodys_way() {
     let Some((env, _alone)) = alone() else { return };
     let mut sandbox = env.sandbox().start();
     sandbox.place(&env.bundle());
-    let mut deepest = Group::new("cpu", &format!("{}/users", env.top()));
-    let users = deepest.clone();
+    let users = Group::new("cpu", &format!("{}/users", env.top()));
+    users.make();
+    let mut deepest = users.clone();
     for _ in 0..1100 {
-        deepest.mkdir().unwrap();
         deepest = deepest.child("x");
+        deepest.mkdir().unwrap();
     }
     sandbox.kill();
     fs::remove_file(record_of(&env)).unwrap();
