@@ -199,12 +199,16 @@ impl Process {
 
     /// Whether it has ended as a whole, or is about to, if `stat` is what it says: with its first thread all others.
     pub fn is_over(&self, stat: &Stat) -> Result<bool, Errno> {
-        let is_leaving = |tid: i32| match unless_gone(self.thread_stat(tid))? {
-            Some(thread) => Ok(thread.is_dead() || thread.is_exiting),
-            None => Ok(true),
-        };
-        let others = if stat.is_dead() { unless_gone(self.threads())?.unwrap_or_default() } else { return Ok(false) };
-        others.into_iter().map(is_leaving).try_fold(true, |all, one: Result<bool, Errno>| Ok(all && one?))
+        if !stat.is_dead() {
+            return Ok(false);
+        }
+        for tid in unless_gone(self.threads())?.unwrap_or_default() {
+            let thread = unless_gone(self.thread_stat(tid))?;
+            if thread.is_some_and(|thread| !thread.is_dead() && !thread.is_exiting) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What `/proc/PID/task/TID/stat` says.
