@@ -258,10 +258,11 @@ impl<'r> Reader<'r> {
     }
 }
 
-/// The last lines of a file.
+/// The last lines of a file, marked as somebody else's words: who reads this output would take a `skipped: ...` or a
+/// `test result: ...` among them for a word about this host.
 fn end_of(file: &Path) -> String {
     let text = fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
+    let lines: Vec<String> = text.lines().map(|line| format!("> {line}")).collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
