@@ -4,8 +4,6 @@
 //! that is known and stands, else to the nearest above that is not ours and takes them. On v2 whole processes leave, and their
 //! vCPU threads with them, as no thread can leave its process's domain. Only what is ours is found here: a name proves nothing.
 
-use std::path::PathBuf;
-
 use crate::cgroup::cpulist::CpuList;
 use crate::cgroup::group::{Group, GroupPath, locate};
 use crate::cgroup::mounts::{Mounts, Version};
@@ -45,13 +43,7 @@ pub struct Occupied {
 /// and why is added to `unseen`; it keeps nothing else from going.
 pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: &mut Vec<Error>) -> Vec<Leftover> {
     let mut candidates = path.map_or_else(Vec::new, |path| at_place(path, mounts, unseen));
-    // Forgotten with the record, it would be nobody's; where it is on another mount by now, it is at its place there.
-    let adopted = record.adopted.iter().map(|adopted| &adopted.path);
-    let all = record.groups.iter().map(|group| &group.path).chain(adopted);
-    let is_seen = |path: &&PathBuf| {
-        locate(&mounts.hierarchies, path).is_some() || candidates.iter().any(|(known, _)| path.ends_with(&known.rel))
-    };
-    unseen.extend(all.filter(|path| !is_seen(path)).map(|path| Error::NotMounted { path: path.clone() }));
+    unseen.extend(out_of_sight(record, &candidates, mounts));
     for group in &record.groups {
         let Some(path) = locate(&mounts.hierarchies, &group.path) else { continue };
         let part = part_of(group, &path);
@@ -73,6 +65,21 @@ pub fn of(record: &Record, path: Option<&SandboxPath>, mounts: &Mounts, unseen: 
         }
     }
     leftovers
+}
+
+/// The recorded groups that are on no mount: forgotten with the record, they would be nobody's. Where its hierarchy is mounted elsewhere
+/// by now, one that we made is `at_place` there; what one of Kata's had before us cannot be given back to any other.
+fn out_of_sight(record: &Record, at_place: &[(GroupPath, Part)], mounts: &Mounts) -> Vec<Error> {
+    let is_at_place = |group: &RecordedGroup| {
+        at_place.iter().any(|(known, _)| {
+            let carries = |name: &String| known.hierarchy.controllers.iter().any(|one| one.name() == name);
+            group.path.ends_with(&known.rel) && group.controllers.iter().any(carries)
+        })
+    };
+    let made = record.groups.iter().filter(|group| !is_at_place(group)).map(|group| &group.path);
+    let adopted = record.adopted.iter().filter(|adopted| !adopted.values.is_empty()).map(|adopted| &adopted.path);
+    let unseen = made.chain(adopted).filter(|path| locate(&mounts.hierarchies, path).is_none());
+    unseen.map(|path| Error::NotMounted { path: path.clone() }).collect()
 }
 
 /// Which part of a sandbox a recorded group holds, which is at `path`.
@@ -462,6 +469,29 @@ mod tests {
         assert_eq!(host.left(), ["cpu/pod/kata_x > cpu/pod - "]);
         host.fill("cpu/pod/kata_x", "7\n");
         assert_eq!(host.left(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_recorded_group_on_no_mount_is_told_unless_its_hierarchy_is_mounted_elsewhere() {
+        let mut host = Host::new();
+        host.make("cpu/pod", "", false);
+        host.make("cpu/pod/kata_x", "", true);
+        host.mounts.hierarchies.retain(|hierarchy| !hierarchy.carries(Controller::Memory));
+        let make = |path: &str, controller: &str| {
+            let controllers = vec![controller.to_owned()];
+            RecordedGroup { path: path.into(), controllers, inode: 7 }
+        };
+        host.record.groups = vec![make("/before/pod/kata_x", "cpu"), make("/gone/kata/pod/kata_x", "memory")];
+        let values = BTreeMap::from([("cpu.shares".to_owned(), "512".to_owned())]);
+        for values in [values, BTreeMap::new()] {
+            host.record.adopted.push(Adopted { path: "/before/pod/kata_x".into(), inode: 7, values });
+        }
+        let mut unseen = Vec::new();
+        of(&host.record, SandboxPath::recorded("pod/kata_x").as_ref(), &host.mounts, &mut unseen);
+        let unseen: Vec<String> = unseen.iter().map(ToString::to_string).collect();
+        assert_eq!(unseen.len(), 2, "{unseen:?}");
+        assert!(unseen[0].starts_with("/gone/kata/pod/kata_x of its record is on no cgroup file system"), "{unseen:?}");
+        assert!(unseen[1].starts_with("/before/pod/kata_x of its record"), "values that cannot be given back: {unseen:?}");
     }
 
     #[test]

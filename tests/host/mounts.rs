@@ -31,6 +31,27 @@ fn a_controller_that_is_nowhere_mounted_is_left_out_and_said() {
 }
 
 #[test]
+fn a_release_that_does_not_see_a_mount_does_the_rest_and_keeps_the_record_for_the_next() {
+    let Some(env) = Env::new() else { return };
+    let mut sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    sandbox.place(&bundle);
+    sandbox.kill();
+    let hidden = env.unconstrained().hierarchy;
+    let record = env.state_dir().join(format!("{}.json", env.name));
+    let hook = env.hook("poststop").state(bundle.state(sandbox.pid));
+    let run = after(&format!("umount {}", hidden.mount), hook).run().failed_with(0);
+    let unseen = format!("{} of its record is on no cgroup file system", env.unconstrained().path_on_host().display());
+    assert!(run.logged("failed").get("msg").contains(&unseen) && run.stderr.contains(&unseen), "{run:#?}");
+    assert!(groups_named(&env.name).iter().all(|group| group.hierarchy == hidden), "the rest has gone");
+    assert!(env.unconstrained().exists() && record.exists());
+    // With the mount in sight the next run does what is left.
+    env.hook("poststop").state(bundle.state(sandbox.pid)).run().succeeded().logged("released");
+    env.assert_no_groups();
+    assert!(!record.exists());
+}
+
+#[test]
 fn without_any_controller_nothing_is_done_and_nobody_is_failed() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
