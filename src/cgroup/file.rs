@@ -30,6 +30,11 @@ pub const TYPE: &str = "cgroup.type";
 /// v2: the controllers that the groups in this one have.
 pub const SUBTREE: &str = "cgroup.subtree_control";
 
+/// The file that takes and lists whole processes; single threads have another in each version ([`GroupPath::threads_file`]).
+///
+/// [`GroupPath::threads_file`]: crate::cgroup::group::GroupPath::threads_file
+pub const PROCS: &str = "cgroup.procs";
+
 /// The files that say how a group of `hierarchy` is set, in an order that the kernel takes when all are written.
 pub fn of(hierarchy: &Hierarchy) -> impl Iterator<Item = &'static str> {
     let own: &[&str] = match hierarchy.version {

@@ -16,6 +16,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat, write};
 
+use crate::cgroup::file;
 use crate::cgroup::mounts::{Hierarchy, Version};
 use crate::error::Error;
 use crate::proc::number;
@@ -100,6 +101,17 @@ impl GroupPath {
             Version::V1 => "tasks",
             Version::V2 => "cgroup.threads",
         }
+    }
+
+    /// The file that takes and lists whole processes or single threads.
+    pub fn list_of(&self, whole: bool) -> &'static str {
+        if whole { file::PROCS } else { self.threads_file() }
+    }
+
+    /// The groups that stand in it; none in one that does not stand itself.
+    pub fn children(&self) -> Result<Vec<Self>, Error> {
+        let names = self.open()?.map_or(Ok(Vec::new()), |open| open.children())?;
+        Ok(names.iter().map(|name| self.child(name)).collect())
     }
 
     /// Opens it: `None` if it does not stand.

@@ -169,8 +169,7 @@ fn leftover(path: GroupPath, part: Part, record: &Record) -> Result<Option<Lefto
 /// Whether anybody is in a group. One on v2 that is no domain holds no process, and its list of them cannot be read.
 fn is_occupied(group: &Group, level: &Level, whole: bool) -> Result<bool, Error> {
     let is_none = level.value(file::TYPE).is_some_and(|kind| kind == "domain invalid");
-    let list = if whole { "cgroup.procs" } else { level.path.threads_file() };
-    Ok(!is_none && !group.members(list)?.is_empty())
+    Ok(!is_none && !group.members(level.path.list_of(whole))?.is_empty())
 }
 
 /// The unbroken run of groups above that are ours, and the nearest above that is not and takes threads. Where one does not stand

@@ -148,7 +148,7 @@ impl Seen<'_, '_> {
         }
         // What leads to groups of others stays with them.
         for Found { path, .. } in self.marked {
-            let children = path.open()?.map_or(Ok(Vec::new()), |open| open.children())?;
+            let children = path.children()?;
             if children.is_empty() && own.iter().all(|(known, _)| known != path) {
                 own.push((path.clone(), Part::Unconstrained));
             }
