@@ -34,7 +34,7 @@ Options:
   --state FILE    read the OCI state from FILE instead of stdin
 ";
 
-/// When in a container's life the hook runs (OCI runtime-spec, \"POSIX-platform Hooks\").
+/// When in a container's life the hook runs (OCI runtime-spec, "POSIX-platform Hooks").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Prestart,

@@ -1,16 +1,20 @@
 //! Reading files that somebody else wrote, or could have put in the place of one.
 //!
 //! A bundle's config.json may be a fifo that nobody will ever write to, a device, a link to something of root's, or twenty
-//! megabytes. So such a file is opened without following links and without blocking, must be regular, and is read to a bound.
+//! megabytes. So such a file is opened without following links and without blocking, must be regular, and is read to a bound. The
+//! kernel's own files, which have no size and which others can make long, are read to one as well.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
 use nix::unistd::read;
+
+use crate::sys::{self, FileId};
 
 /// Opens `name` in `dir` for reading: no link as its last part, no waiting for the other end of a fifo.
 pub fn open(dir: impl AsFd, name: &Path) -> Result<File, Errno> {
@@ -85,6 +89,38 @@ pub fn read_kernels<T>(fd: impl AsFd, limit: u64, parse: impl FnOnce(&[u8]) -> T
     Ok(parse(&[first, &rest].concat()))
 }
 
+/// Gives each line of one of the kernel's own files to `take`, without its end; of one that has more than 64 KiB, that much.
+///
+/// For files that others can make long: no more than a line of them is held.
+pub fn for_each_line(fd: impl AsFd, mut take: impl FnMut(&[u8])) -> Result<(), Errno> {
+    let (mut line, mut page) = (Vec::new(), [0; PAGE]);
+    loop {
+        let length = read_once(&fd, &mut page)?;
+        let mut rest = page.get(..length).unwrap_or_default();
+        if rest.is_empty() {
+            break;
+        }
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (piece, after) = rest.split_at(end);
+            extend_to(&mut line, piece, LONGEST_LINE);
+            take(&line);
+            line.clear();
+            rest = after.get(1..).unwrap_or_default();
+        }
+        extend_to(&mut line, rest, LONGEST_LINE);
+    }
+    if !line.is_empty() {
+        take(&line);
+    }
+    Ok(())
+}
+
+const LONGEST_LINE: usize = 64 << 10;
+
+fn extend_to(line: &mut Vec<u8>, piece: &[u8], most: usize) {
+    line.extend(piece.iter().take(most.saturating_sub(line.len())));
+}
+
 /// How much is read at once, and what the kernel fills at least where it has that much to tell.
 const PAGE: usize = 4096;
 
@@ -126,14 +162,37 @@ pub fn as_text(bytes: &[u8]) -> String {
     text
 }
 
+/// Which file `name` in `dir` is, without asking whoever serves it where the kernel can do without.
+pub fn file_id(dir: impl AsFd, name: &CStr) -> Result<FileId, Errno> {
+    match sys::cached_file_id(&dir, name) {
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let stat = fstatat(&dir, name, AtFlags::empty())?;
+            let half = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+            let device = (half(major(stat.st_dev)), half(minor(stat.st_dev)));
+            Ok(FileId { device, inode: stat.st_ino, owner: stat.st_uid, mode: stat.st_mode })
+        }
+        told => told,
+    }
+}
+
 /// Whether nobody but `owner` can have written what `stat` describes.
 pub fn is_only_of(stat: &FileStat, owner: u32) -> bool {
-    stat.st_uid == owner && stat.st_mode & 0o022 == 0
+    is_writable_by_none_but(owner, stat.st_uid, stat.st_mode)
+}
+
+/// Whether it is a regular file that nobody but `owner` can have written.
+pub fn is_regular_and_only_of(file: &FileId, owner: u32) -> bool {
+    let is_regular = SFlag::from_bits_truncate(file.mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+    is_regular && is_writable_by_none_but(owner, file.owner, file.mode)
+}
+
+fn is_writable_by_none_but(owner: u32, uid: u32, mode: u32) -> bool {
+    uid == owner && mode & 0o022 == 0
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use nix::fcntl::AT_FDCWD;
     use nix::unistd::mkfifo;
@@ -154,6 +213,32 @@ mod tests {
         assert_eq!(read_file(AT_FDCWD, &path("fifo"), 5).unwrap_err(), Errno::EINVAL);
         assert_eq!(read_file(AT_FDCWD, dir.path(), 5).unwrap_err(), Errno::EINVAL);
         assert_eq!(read_file(AT_FDCWD, &path("gone"), 5).unwrap_err(), Errno::ENOENT);
+    }
+
+    #[test]
+    fn a_file_is_told_in_the_same_way_whether_or_not_the_kernel_asks_who_serves_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let (top, stat) = (File::open(dir.path()).unwrap(), std::fs::metadata(dir.path().join("file")).unwrap());
+        let told = file_id(&top, c"file").unwrap();
+        let device = (major(stat.dev()), minor(stat.dev()));
+        assert_eq!((u64::from(told.device.0), u64::from(told.device.1)), device);
+        assert_eq!((told.inode, told.owner, told.mode), (stat.ino(), stat.uid(), stat.mode()));
+        assert!(is_regular_and_only_of(&told, stat.uid()) && !is_regular_and_only_of(&told, stat.uid() + 1));
+        assert!(!is_regular_and_only_of(&FileId { mode: told.mode | 0o020, ..told }, stat.uid()));
+        assert!(!is_regular_and_only_of(&file_id(&top, c".").unwrap(), stat.uid()), "a directory");
+        assert_eq!(file_id(&top, c"gone"), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn of_a_file_of_many_long_lines_one_is_held_at_a_time_and_no_more_than_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("first\n\n{}\nlast", "x".repeat(LONGEST_LINE + PAGE));
+        std::fs::write(dir.path().join("file"), text).unwrap();
+        let mut lines = Vec::new();
+        for_each_line(File::open(dir.path().join("file")).unwrap(), |line| lines.push(line.to_vec())).unwrap();
+        assert_eq!([&lines[0][..], &lines[1], &lines[3]], [&b"first"[..], b"", b"last"]);
+        assert_eq!((lines.len(), lines[2].len()), (4, LONGEST_LINE));
     }
 
     type Open = fn(&File, &Path, OFlag) -> Result<OwnedFd, Errno>;

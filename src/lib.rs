@@ -3,7 +3,8 @@
 //!
 //! # Layout
 //!
-//! Data flows one way: what is read becomes a [`plan::Plan`], and only [`apply`] changes the host.
+//! Data flows one way: what is read becomes a [`plan::Plan`], and only [`apply`] changes groups (`reconcile` removes empty ones
+//! that no record knows by itself).
 //!
 //! ```text
 //! stdin, config.json ─▶ oci      who is this, which container of it, which cgroupsPath, what CPU it asks for

@@ -14,7 +14,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    let exit = match cli::parse(std::env::args_os().skip(1)) {
+    let command = cli::parse(std::env::args_os().skip(1));
+    let is_hook = matches!(command, Ok(Command::Hook(_)));
+    let exit = match command {
         Ok(Command::Hook(hook)) => commands::run(&hook, &Host::this()),
         Ok(Command::Reconcile(options)) => commands::reconcile(&options, &Host::this()),
         Ok(Command::Check(options)) => commands::check(&options, &Host::this()),
@@ -29,14 +31,14 @@ fn main() -> ExitCode {
     if !exit.stdout.is_empty() {
         let _ = std::io::stdout().write_all(exit.stdout.as_bytes());
     }
-    if let Some(line) = exit.stderr.filter(|_| takes_a_line(std::io::stderr())) {
+    if let Some(line) = exit.stderr.filter(|_| !is_hook || takes_a_line(std::io::stderr())) {
         let _ = writeln!(std::io::stderr(), "{line}");
     }
     ExitCode::from(exit.code)
 }
 
 /// Whether writing a line there will not keep us waiting: a pipe that can be written to takes PIPE_BUF bytes at once (pipe(7)), and no line
-/// of a hook's is longer. An engine that has stopped reading is given a moment.
+/// of a hook's is longer. An engine that has stopped reading is given a moment; a person's pager takes as long as it likes.
 fn takes_a_line(end: impl AsFd) -> bool {
     let mut ends = [PollFd::new(end.as_fd(), PollFlags::POLLOUT)];
     poll(&mut ends, PollTimeout::from(100u8)).is_ok_and(|ready| ready > 0)

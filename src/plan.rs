@@ -13,8 +13,9 @@ use crate::cgroup::demand::Demand;
 use crate::cgroup::group::GroupPath;
 use crate::cgroup::leftover::Leftover;
 use crate::cgroup::settings::{Assignment, Settings};
-use crate::cgroup::site::{Level, Site};
+use crate::cgroup::site::Site;
 use crate::cgroup::{self, Part, file, v2};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::order;
 use crate::vmm::kinds::Role;
@@ -27,14 +28,23 @@ pub enum Step {
     Create(GroupPath),
     /// Write a value into one of its files.
     Set { group: GroupPath, file: &'static str, value: String },
-    /// Move a process with all its threads.
-    MoveProcess { pid: i32, start: u64, to: GroupPath, from: Option<GroupPath> },
+    /// Move a process with all its threads; those that come along from `apart` have a way back of their own.
+    MoveProcess { pid: i32, start: u64, to: GroupPath, from: Option<GroupPath>, apart: Vec<Apart> },
     /// Move one thread. `start` is its process's start time, `thread_start` its own.
     MoveThread { pid: i32, tid: i32, start: u64, thread_start: u64, to: GroupPath, from: Option<GroupPath> },
     /// Move whatever is in a group to another: whole processes, or the threads that are in it.
     Drain { group: GroupPath, target: GroupPath, whole: bool },
     /// Remove a group; what enters it meanwhile goes to `drain` if that is given. One above others may stay if it is not empty.
     Remove { group: GroupPath, drain: Option<(GroupPath, bool)> },
+}
+
+/// A thread that is in another group than its process's first one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Apart {
+    pub tid: i32,
+    /// In clock ticks since boot.
+    pub start: u64,
+    pub from: GroupPath,
 }
 
 /// The steps, and what there is to say about them.
@@ -72,7 +82,7 @@ impl Plan {
 
 /// The same for a VM of which only the groups' own lists have told who is where: they say who is right, and where one is not, all are
 /// asked where they are.
-pub fn place_who_is_elsewhere(vm: &mut Vm, sites: &[Site], demand: &Demand) -> Result<Plan, Error> {
+pub fn place_who_is_elsewhere(vm: &mut Vm, sites: &[Site], demand: &Demand, deadline: &Deadline) -> Result<Plan, Error> {
     let plan = place(vm, sites, demand);
     let is_known = match &plan {
         Ok(plan) => plan.steps.iter().all(|step| !step.is_move()),
@@ -82,7 +92,7 @@ pub fn place_who_is_elsewhere(vm: &mut Vm, sites: &[Site], demand: &Demand) -> R
         return plan;
     }
     for member in &mut vm.processes {
-        if v2::sites::are_together(member, sites) { member.follow_first() } else { member.read_groups()? }
+        if v2::sites::are_together(member, sites) { member.follow_first() } else { member.read_groups(deadline)? }
     }
     place(vm, sites, demand)
 }
@@ -127,24 +137,36 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
                 place.is_some() && [Some(&site.group), apart].contains(&place.as_ref())
             };
             if !member.threads.iter().all(is_right) {
-                // All of them go along, and each must be able to come back.
-                member.threads.iter().try_for_each(|thread| origin(member, Some(thread), site).map(drop))?;
-                let from = Some(origin(member, member.leader(), site)?);
+                let from = origin(member, member.leader(), site)?;
                 let (pid, start) = (member.process.pid, member.start);
                 // Never a moment in which a vCPU thread is in the sandbox's groups and not under its limit: a run may be killed in
                 // it. So where a process takes its vCPU threads along, all of them go under the limit, and the others leave it.
-                let to = both.filter(|_| member.role == Role::Vmm && !vm.vcpus.threads.is_empty()).map(|both| &both.group);
-                moves.push(Step::MoveProcess { pid, start, to: to.unwrap_or(&site.group).clone(), from });
-                let leaving = |thread: &&Thread| to.is_some() && !vm.is_vcpu(thread.tid);
-                let mut others: Vec<&Thread> = member.threads.iter().filter(leaving).collect();
-                order::sort_by_key(&mut others, |thread| thread.tid == pid);
-                for thread in others {
+                let under_limit =
+                    both.filter(|_| member.role == Role::Vmm && !vm.vcpus.threads.is_empty()).map(|both| &both.group);
+                let to = under_limit.unwrap_or(&site.group);
+                let is_leaving = |thread: &Thread| under_limit.is_some() && !vm.is_vcpu(thread.tid);
+                let (mut leaving, staying): (Vec<&Thread>, Vec<&Thread>) =
+                    member.threads.iter().partition(|thread| is_leaving(thread));
+                let apart = apart_from(&from, member, &staying, site)?;
+                moves.push(Step::MoveProcess { pid, start, to: to.clone(), from: Some(from), apart });
+                order::sort_by_key(&mut leaving, |thread| thread.tid == pid);
+                for thread in leaving {
                     moves.push(move_thread(member, thread, &site.group, Some(origin(member, Some(thread), site)?)));
                 }
             }
         }
     }
     Ok(moves)
+}
+
+/// Those of a process's `threads` that are not where it comes `from`: it takes them along, and would take them there when it is moved back.
+fn apart_from(from: &GroupPath, member: &Member, threads: &[&Thread], site: &Site) -> Result<Vec<Apart>, Error> {
+    let own = |thread: &&Thread| {
+        let (tid, start) = (thread.tid, thread.start);
+        origin(member, Some(thread), site).map(|from| Apart { tid, start, from })
+    };
+    let all: Vec<Apart> = threads.iter().map(own).collect::<Result<_, Error>>()?;
+    Ok(all.into_iter().filter(|apart| apart.from != *from).collect())
 }
 
 /// Where a thread is now, to be put back there; nobody is moved who could not be.
@@ -192,7 +214,8 @@ fn vcpu_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Result<Vec<Step>, 
 
 /// Threads that are no vCPUs out of the constrained groups: kernel workers are born beside the vCPU thread that made them.
 ///
-/// As long as some vCPUs could not be told this time, a thread of the VMM in there may be one that an earlier run could: it stays.
+/// As long as some vCPUs could not be told this time, a thread of the VMM in there may be one that an earlier run could: it stays. So does
+/// one that has run a guest, whatever is told: a VMM that a guest has taken over can close descriptors and show another VM.
 /// They go to the processes' group where that is in the same hierarchy; else where their process's first thread is, or, where
 /// that is in there too, to the group above.
 fn stray_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
@@ -204,7 +227,8 @@ fn stray_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
             let is_stray = |thread: &&Thread| {
                 let came_along = vm.brought_in.as_ref().is_some_and(|vcpus| vcpus.binary_search(&thread.tid).is_err());
                 let is_told = thread.is_user_worker || member.role != Role::Vmm || vm.vcpus.are_all_known() || came_along;
-                is_told && !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group)
+                let has_run_a_guest = thread.guest_time > 0 && !thread.is_user_worker;
+                is_told && !has_run_a_guest && !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group)
             };
             let strays = member.threads.iter().filter(is_stray);
             let leader = member.leader().and_then(|leader| site.place_of(leader)).filter(|place| *place != site.group);
@@ -225,8 +249,7 @@ fn move_thread(member: &Member, thread: &Thread, to: &GroupPath, from: Option<Gr
 
 /// The nearest group above a site's that is not ours.
 fn above_ours(site: &Site) -> Option<GroupPath> {
-    let is_foreign = |level: &&Level| level.standing.as_ref().is_some_and(|standing| !standing.is_ours);
-    site.above().find(is_foreign).map(|level| level.path.clone())
+    site.above().find(|level| level.is_foreign()).map(|level| level.path.clone())
 }
 
 /// Plans the removal of what is left of a sandbox: adopted groups get their own values back, ours are emptied and removed.
@@ -241,6 +264,7 @@ pub fn release(leftovers: &[Leftover], restore: Vec<Assignment>) -> Plan {
         start: *start,
         to: home.clone(),
         from: None,
+        apart: Vec::new(),
     };
     steps.extend(groups().flat_map(|group| &group.homes).map(going_home));
     for group in groups().filter(|group| group.is_occupied) {
@@ -310,7 +334,7 @@ mod tests {
     use super::*;
     use crate::cgroup::Controller;
     use crate::cgroup::leftover::Occupied;
-    use crate::cgroup::site::Standing;
+    use crate::cgroup::site::{Level, Standing};
     use crate::proc::Process;
     use crate::testing;
     use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
@@ -394,11 +418,12 @@ mod tests {
         vm.processes.iter_mut().flat_map(|member| &mut member.threads).for_each(|thread| thread.groups = None);
         let mut sites = sites(3, 1);
         (sites[0].members, sites[1].members) = (vec![100, 101, 200], vec![101]);
-        assert_eq!(lines(&place_who_is_elsewhere(&mut vm, &sites, &demand()).unwrap()), Vec::<String>::new());
+        let deadline = Deadline::after(std::time::Instant::now(), std::time::Duration::from_secs(60));
+        assert_eq!(lines(&place_who_is_elsewhere(&mut vm, &sites, &demand(), &deadline).unwrap()), Vec::<String>::new());
         assert!(vm.processes.iter().flat_map(|member| &member.threads).all(|thread| thread.groups.is_none()));
         // Where the list says no, he is asked; these are nobody, and answer nothing.
         sites[1].members.clear();
-        let _ = place_who_is_elsewhere(&mut vm, &sites, &demand());
+        let _ = place_who_is_elsewhere(&mut vm, &sites, &demand(), &deadline);
         assert!(vm.processes.iter().all(|member| member.threads.is_empty()));
     }
 
@@ -407,6 +432,10 @@ mod tests {
         let vm = vm("1:memory:/kata/kata_x;2:cpuacct:/", "1:memory:/;2:cpuacct:/pod/kata_x");
         let plan = place(&vm, &sites(3, 1), &demand()).unwrap();
         assert_eq!(lines(&plan), ["move-process 100 400 /c/memory/kata/kata_x"]);
+        // Moved back to where its first thread is, it must not take the other there.
+        let Step::MoveProcess { apart, .. } = &plan.steps[0] else { panic!("{plan:?}") };
+        let apart: Vec<_> = apart.iter().map(|apart| (apart.tid, apart.from.absolute())).collect();
+        assert_eq!(apart, [(101, "/c/memory".into())]);
     }
 
     #[test]
@@ -445,6 +474,16 @@ mod tests {
             vm.vcpus.expected = expected;
             assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), ["move-thread 100/103 400 /c/cpuacct/pod"]);
         }
+    }
+
+    #[test]
+    fn a_thread_that_has_run_a_guest_stays_under_its_limit_though_all_vcpus_are_found_elsewhere() {
+        let mut vm = vm("1:memory:/kata/kata_x;2:cpuacct:/pod", "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x");
+        let hidden = Thread { guest_time: 1, ..testing::thread(102, "1:memory:/kata/kata_x;2:cpuacct:/pod/kata_x") };
+        let worker = Thread { is_user_worker: true, tid: 103, ..hidden.clone() };
+        vm.processes[0].threads.extend([hidden, worker]);
+        assert!(vm.vcpus.are_all_known());
+        assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), ["move-thread 100/103 400 /c/cpuacct/pod"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! a descriptor answers ESRCH).
 
 use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -13,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::deadline::Deadline;
 use crate::foreign;
-use crate::sys::{self, Entry};
+use crate::sys::{self, FileId};
 
 /// PF_USER_WORKER (include/linux/sched.h): a thread that the kernel made inside a process, such as vhost's or KVM's workers.
 const USER_WORKER: u64 = 0x4000;
@@ -29,6 +31,9 @@ const EXITING: u64 = 0x4;
 
 /// No file of /proc that is read here is longer: a command line is the longest, and QEMU's are about 5 KiB.
 const LIMIT: u64 = 1 << 20;
+
+/// How many descriptors of a process are looked at, and a VMM may have open.
+const MOST_DESCRIPTORS: usize = 1 << 16;
 
 /// Clock ticks a second in /proc (USER_HZ, which is part of Linux's ABI).
 const TICKS: u64 = 100;
@@ -89,9 +94,17 @@ impl Proc {
         foreign::read_kernels(foreign::open(AT_FDCWD, &self.root.join(name))?, LIMIT, parse)
     }
 
-    /// The mount table of this process: one line a mount (proc_pid_mountinfo(5)).
-    pub fn mountinfo(&self) -> Result<Vec<u8>, Errno> {
-        foreign::read_file(AT_FDCWD, &self.root.join("self/mountinfo"), 16 << 20).map(|(bytes, _)| bytes)
+    /// What `parse` makes of each line of this process's mount table, one a mount (proc_pid_mountinfo(5)). A tenant can have a thousand
+    /// mounts with lines of 15 KiB.
+    pub fn mounts<T>(&self, parse: impl FnMut(&[u8]) -> Option<T>) -> Result<Vec<T>, Errno> {
+        self.mounts_of("self", parse)
+    }
+
+    fn mounts_of<T>(&self, process: &str, mut parse: impl FnMut(&[u8]) -> Option<T>) -> Result<Vec<T>, Errno> {
+        let file = foreign::open(AT_FDCWD, &self.root.join(process).join("mountinfo"))?;
+        let mut mounts = Vec::new();
+        foreign::for_each_line(file, |line| mounts.extend(parse(line)))?;
+        Ok(mounts)
     }
 
     /// Where the mount table is, for messages.
@@ -146,17 +159,12 @@ impl Proc {
     /// The links in /proc/1/ns would say so, but reading them takes the right to trace pid 1, which not every root has. A process
     /// of another pid namespace bears more than one number, and a mount bears its id in one mount namespace only.
     pub fn in_host_namespaces(&self) -> bool {
-        let read = |name: &str, limit| foreign::read_file(AT_FDCWD, &self.root.join(name), limit).map(|(bytes, _)| bytes);
-        let status = read("self/status", LIMIT).ok().and_then(|text| Status::parse(&text));
-        let mount_ids = |name: &str| read(name, 16 << 20).map(|text| mount_ids(&text)).unwrap_or_default();
-        let ours = mount_ids("self/mountinfo");
-        status.is_some_and(|status| !status.is_nested) && mount_ids("1/mountinfo").iter().any(|id| ours.contains(id))
+        let status = self.read("self/status", Status::parse).ok().flatten();
+        // The first field of each line.
+        let mount_ids = |process: &str| self.mounts_of(process, |line| number(words(line).next()?)).unwrap_or_default();
+        let ours: HashSet<u64> = mount_ids("self").into_iter().collect();
+        status.is_some_and(|status| !status.is_nested) && mount_ids("1").iter().any(|id| ours.contains(id))
     }
-}
-
-/// The ids of the mounts in a mountinfo file: the first field of each line.
-fn mount_ids(table: &[u8]) -> Vec<u64> {
-    table.split(|byte| *byte == b'\n').filter_map(|line| number(words(line).next()?)).collect()
 }
 
 /// `None` where who was asked has ended.
@@ -197,18 +205,22 @@ impl Process {
         self.read("stat", Stat::parse)?.ok_or(Errno::EINVAL)
     }
 
-    /// Whether it has ended as a whole, or is about to, if `stat` is what it says: with its first thread all others.
-    pub fn is_over(&self, stat: &Stat) -> Result<bool, Errno> {
+    /// Whether it has ended as a whole, or is about to, if `stat` is what it says: with its first thread all others. Where that is not known
+    /// by the deadline, it has not.
+    pub fn is_over(&self, stat: &Stat, deadline: &Deadline) -> Result<bool, Errno> {
         if !stat.is_dead() {
             return Ok(false);
         }
-        for tid in unless_gone(self.threads())?.unwrap_or_default() {
-            let thread = unless_gone(self.thread_stat(tid))?;
-            if thread.is_some_and(|thread| !thread.is_dead() && !thread.is_exiting) {
+        let listed = unless_gone(self.threads())?.unwrap_or_default();
+        for tid in &listed {
+            let thread = unless_gone(self.thread_stat(*tid))?;
+            if deadline.has_passed() || thread.is_some_and(|thread| !thread.is_dead() && !thread.is_exiting) {
                 return Ok(false);
             }
         }
-        Ok(true)
+        // One that ended just now may have made another before.
+        let (Some(now), Some(stat)) = (unless_gone(self.threads())?, unless_gone(self.stat())?) else { return Ok(true) };
+        Ok(now.iter().all(|tid| listed.binary_search(tid).is_ok()) && stat.threads <= now.len())
     }
 
     /// What `/proc/PID/task/TID/stat` says.
@@ -234,10 +246,9 @@ impl Process {
         sys::read_link(&self.dir, c"exe").map(|path| OsString::from_vec(path).into())
     }
 
-    /// The file that it runs, which may be another than the one now at that path. Whose it is answers this, if it is on a file
-    /// system of a tenant's own: asked only of what looks right.
-    pub fn executable_file(&self) -> Result<FileStat, Errno> {
-        fstatat(&self.dir, "exe", AtFlags::empty())
+    /// The file that it runs, which may be another than the one now at that path.
+    pub fn executable_file(&self) -> Result<FileId, Errno> {
+        foreign::file_id(&self.dir, c"exe")
     }
 
     /// Its threads, lowest number first.
@@ -248,18 +259,32 @@ impl Process {
         Ok(tids)
     }
 
-    /// The first of its open descriptors that is of this.
-    pub fn descriptor_of(&self, what: &[u8]) -> Result<Option<u64>, Errno> {
+    /// Whether one of its open descriptors, of the first 65,536, is of this.
+    pub fn holds(&self, what: &[u8]) -> Result<bool, Errno> {
         let dir = self.open_dir("fd")?;
-        let is_it = |entry: &Entry| sys::read_link(&dir, &entry.name).is_ok_and(|link| link == what);
-        Ok(sys::list(&dir)?.iter().find(|entry| is_it(entry)).and_then(|entry| number(entry.name.to_bytes())))
+        let (mut is_held, mut count) = (false, 0);
+        sys::for_each(&dir, |entry| {
+            is_held = sys::read_link(&dir, &entry.name).is_ok_and(|link| link == what);
+            count += 1;
+            !is_held && count < MOST_DESCRIPTORS
+        })?;
+        Ok(is_held)
     }
 
-    /// Its open descriptors and what each is of, such as `anon_inode:kvm-vcpu:0`.
-    pub fn descriptors(&self) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
+    /// Its open descriptors that are of KVM's, and what each is of, such as `anon_inode:kvm-vcpu:0`.
+    ///
+    /// # Errors
+    /// E2BIG for more than 65,536 descriptors: a VMM has hundreds, but whoever has taken one over can have a million, of names of 4 KiB.
+    pub fn descriptors_of_kvm(&self) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
         let dir = self.open_dir("fd")?;
-        let what = |entry: &Entry| Some((number(entry.name.to_bytes())?, sys::read_link(&dir, &entry.name).ok()?));
-        Ok(sys::list(&dir)?.iter().filter_map(what).collect())
+        let (mut found, mut count) = (Vec::new(), 0);
+        sys::for_each(&dir, |entry| {
+            let what = sys::read_link(&dir, &entry.name).ok().filter(|what| what.starts_with(b"anon_inode:kvm-"));
+            found.extend(what.and_then(|what| Some((number(entry.name.to_bytes())?, what))));
+            count += 1;
+            count <= MOST_DESCRIPTORS
+        })?;
+        if count > MOST_DESCRIPTORS { Err(Errno::E2BIG) } else { Ok(found) }
     }
 
     /// The system call that thread `tid` is in, `None` while it runs: number, then arguments (proc_pid_syscall(5)).
@@ -301,8 +326,12 @@ pub struct Stat {
     pub is_user_worker: bool,
     /// On its way out, which takes a large guest's VMM a while.
     pub is_exiting: bool,
+    /// How many threads its process has.
+    pub threads: usize,
     /// Start time in clock ticks since boot: with the pid, the identity of a process.
     pub start: u64,
+    /// Where its code and its stack begin: the same for all who share its memory, and for who was forked from them.
+    pub memory: (u64, u64),
     /// Time spent running a guest, in clock ticks: above 0 for vCPU threads only, and not counted by every kind of KVM.
     pub guest_time: u64,
 }
@@ -323,7 +352,9 @@ impl Stat {
             parent,
             is_user_worker: flags & USER_WORKER != 0,
             is_exiting: flags & EXITING != 0,
+            threads: number(field(20)?)?,
             start: number(field(22)?)?,
+            memory: (number(field(26)?)?, number(field(28)?)?),
             guest_time: number(field(43)?)?,
         })
     }
@@ -405,7 +436,10 @@ pub fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::testing::{Fake, FakeProc};
 
     #[test]
     fn the_kernels_version_and_file_systems_are_read() {
@@ -508,6 +542,61 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_over_with_all_its_threads_and_not_as_long_as_it_has_more_than_are_listed() {
+        let host = FakeProc::new();
+        let ended = Fake { threads: vec![101], state: 'Z', ..Fake::default() };
+        host.add(&ended);
+        let (proc, patient) = (host.proc(), Deadline::after(Instant::now(), Duration::from_secs(60)));
+        let process = proc.process(100).unwrap().unwrap();
+        let is_over = |deadline: &Deadline| process.is_over(&process.stat().unwrap(), deadline).unwrap();
+        assert!(is_over(&patient));
+        assert!(!is_over(&Deadline::after(Instant::now(), Duration::ZERO)), "nobody knows in time");
+        let stat = |path: &str| host.dir.path().join(path).join("stat");
+        std::fs::copy(stat("100"), host.dir.path().join("before")).unwrap();
+        // One thread after the other makes its successor and ends: one of them always lives, whichever are listed.
+        host.add(&Fake { threads: vec![101, 102, 103], ..ended.clone() });
+        std::fs::copy(stat("100"), host.dir.path().join("more")).unwrap();
+        std::fs::remove_dir_all(host.dir.path().join("100/task/102")).unwrap();
+        std::fs::remove_dir_all(host.dir.path().join("100/task/103")).unwrap();
+        assert!(!is_over(&patient), "two of four are listed");
+        std::fs::copy(host.dir.path().join("before"), stat("100")).unwrap();
+        assert!(is_over(&patient));
+        let live = std::fs::read_to_string(stat("100/task/101")).unwrap().replace(" Z ", " S ");
+        std::fs::write(stat("100/task/101"), live.as_str()).unwrap();
+        assert!(!is_over(&patient), "one runs on");
+        // Flags are the ninth field.
+        std::fs::write(stat("100/task/101"), live.replace(" -1 64 ", " -1 68 ")).unwrap();
+        assert!(is_over(&patient), "it is on its way out");
+    }
+
+    #[test]
+    fn of_a_processs_descriptors_those_of_kvm_are_kept_and_too_many_are_an_error() {
+        let host = FakeProc::new();
+        host.add(&Fake::default());
+        let fd = |number: usize| host.dir.path().join(format!("100/fd/{number}"));
+        std::os::unix::fs::symlink("anon_inode:kvm-vcpu:3", fd(3)).unwrap();
+        std::os::unix::fs::symlink(format!("/{}", "x".repeat(4000)), fd(4)).unwrap();
+        let process = host.proc().process(100).unwrap().unwrap();
+        assert_eq!(process.descriptors_of_kvm(), Ok(vec![(3, b"anon_inode:kvm-vcpu:3".to_vec())]));
+        assert_eq!(process.holds(b"anon_inode:kvm-vcpu:3"), Ok(true));
+        assert_eq!(process.holds(b"anon_inode:kvm-vm"), Ok(false));
+        (5..=MOST_DESCRIPTORS + 5).for_each(|number| std::os::unix::fs::symlink("/", fd(number)).unwrap());
+        assert_eq!(process.descriptors_of_kvm(), Err(Errno::E2BIG));
+    }
+
+    #[test]
+    fn a_mount_table_that_a_tenant_made_long_is_read_to_its_end() {
+        let host = FakeProc::new();
+        std::fs::create_dir(host.dir.path().join("self")).unwrap();
+        let line = format!("1 2 0:3 / /m/{} rw - tmpfs tmpfs rw\n", "\\040".repeat(3700));
+        let table = format!("{}4 2 0:4 / /cpu rw - cgroup cgroup rw,cpu\n", line.repeat(1200));
+        assert!(table.len() > 16 << 20);
+        std::fs::write(host.dir.path().join("self/mountinfo"), table).unwrap();
+        let ids = host.proc().mounts(|line| number::<u64>(words(line).next()?)).unwrap();
+        assert_eq!((ids.len(), ids.last()), (1201, Some(&4)));
+    }
+
+    #[test]
     fn our_own_process_can_be_read_whole() {
         let proc = Proc::new("/proc");
         let own = i32::try_from(std::process::id()).unwrap();
@@ -517,7 +606,7 @@ mod tests {
         assert_eq!(Some(process.stat().unwrap().start), proc.start_of(own).unwrap());
         assert!(process.executable().unwrap().is_absolute());
         assert!(!process.arguments().unwrap().is_empty());
-        assert!(!process.descriptors().unwrap().is_empty());
+        assert!(process.descriptors_of_kvm().unwrap().is_empty());
         assert!(proc.process(0).unwrap().is_none() && proc.process(-1).unwrap().is_none());
         let stat = std::fs::read_to_string("/proc/stat").unwrap();
         let btime: u64 = stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse().unwrap();

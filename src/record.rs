@@ -72,6 +72,9 @@ pub struct Record {
     pub pod_limit: Option<String>,
 }
 
+/// The longest record, in bytes: of a sandbox with hundreds of containers it has some ten thousand.
+const LONGEST: u64 = 16 << 20;
+
 /// A group that we made or are about to make.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedGroup {
@@ -208,8 +211,8 @@ impl Store {
     /// Reads a sandbox's record: none if there is none that can be understood.
     pub fn load(&self, sandbox: &str) -> Result<Option<Record>, Error> {
         let name = format!("{sandbox}.json");
-        match foreign::read_file(&self.dir, Path::new(&name), 16 << 20) {
-            Err(Errno::ENOENT) => Ok(None),
+        match foreign::read_file(&self.dir, Path::new(&name), LONGEST) {
+            Err(Errno::ENOENT | Errno::EFBIG) => Ok(None),
             Err(errno) => Err(Error::path("read", self.path.join(name), errno)),
             Ok((_, stat)) if !foreign::is_only_of(&stat, self.owner) => Ok(None),
             Ok((bytes, _)) => Ok(Record::parse(&bytes, sandbox)),
@@ -247,6 +250,10 @@ impl Store {
         let temporary = temporary(&record.sandbox);
         let failed = |verb, errno| Error::path(verb, self.path.join(&name), errno);
         let bytes = serde_json::to_vec(record).map_err(|_| failed("write", Errno::EINVAL))?;
+        // It could not be read again.
+        if bytes.len() as u64 > LONGEST {
+            return Err(failed("write", Errno::EFBIG));
+        }
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let file = openat(&self.dir, temporary.as_str(), flags, mode).map_err(|errno| failed("write", errno))?;
@@ -385,6 +392,20 @@ mod tests {
         assert!(record.knows(Path::new("/c/kata_x"), 7) && !record.knows(Path::new("/c/kata_x"), 8));
         store.forget("sb").unwrap();
         store.forget("sb").unwrap();
+        assert_eq!(store.load("sb").unwrap(), None);
+    }
+
+    #[test]
+    fn a_record_that_could_not_be_read_again_is_not_written_and_one_that_stands_is_not_understood() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let mut record = Record::new("sb");
+        store.save(&record).unwrap();
+        record.path = "x".repeat(16 << 20);
+        let error = store.save(&record).unwrap_err().to_string();
+        assert!(error.contains("write") && error.contains("sb.json: EFBIG"), "{error}");
+        assert_eq!(store.load("sb").unwrap(), Some(Record::new("sb")));
+        std::fs::write(dir.path().join("state/sb.json"), vec![b' '; (16 << 20) + 1]).unwrap();
         assert_eq!(store.load("sb").unwrap(), None);
     }
 

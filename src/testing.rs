@@ -41,6 +41,8 @@ pub(crate) struct Fake {
     pub(crate) numbers: String,
     pub(crate) threads: Vec<i32>,
     pub(crate) children: Vec<i32>,
+    /// Where its code and its stack begin.
+    pub(crate) memory: u64,
 }
 
 impl Default for Fake {
@@ -56,6 +58,7 @@ impl Default for Fake {
             numbers: "100".into(),
             threads: vec![],
             children: vec![],
+            memory: 1,
         }
     }
 }
@@ -102,9 +105,12 @@ impl FakeProc {
     }
 
     fn write_common(fake: &Fake, thread: i32, dir: &Path) {
-        let zeros = "0 ".repeat(23);
-        let Fake { parent, state, start, .. } = fake;
-        let stat = format!("{thread} (any) {state} {parent} 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0 {start} 1 1 {zeros}0 0\n");
+        let zeros = "0 ".repeat(19);
+        let Fake { parent, state, start, memory, .. } = fake;
+        let count = fake.threads.len() + 1;
+        let stat = format!(
+            "{thread} (any) {state} {parent} 1 1 0 -1 64 0 0 0 0 0 0 0 0 20 0 {count} 0 {start} 1 1 0 {memory} 0 {memory} {zeros}0 0\n"
+        );
         std::fs::write(dir.join("stat"), stat).unwrap();
         let [real, effective, saved, fs] = fake.uids;
         let status = format!("Tgid:\t{}\nUid:\t{real}\t{effective}\t{saved}\t{fs}\nNSpid:\t{}\n", fake.pid, fake.numbers);

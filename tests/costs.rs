@@ -24,7 +24,7 @@ const CALLS_TO_RELEASE: usize = 500;
 const CALLS_PER_VCPU: usize = 13;
 const CALLS_PER_VCPU_ON_V2: usize = 8;
 const INSTRUCTIONS_FOR_NO_VM_SANDBOX: u64 = 125_000;
-const BYTES: u64 = 945_000;
+const BYTES: u64 = 949_000;
 
 /// The binary that ships, if it was built from the sources that stand here.
 fn shipped() -> Option<PathBuf> {

@@ -2,7 +2,7 @@
 //! again, it is read the same.
 #![no_main]
 
-use kata_cgroup_hook::oci::bundle::name_of;
+use kata_cgroup_hook::oci::bundle::id_of;
 use kata_cgroup_hook::oci::sandbox::Sandbox;
 use kata_cgroup_hook::oci::state::{State, is_id};
 use libfuzzer_sys::fuzz_target;
@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
     assert!(is_id(&state.id) && !state.id.contains('/') && !state.id.starts_with('.'));
     assert!(state.bundle.is_absolute());
     assert!(state.pid.is_none_or(|pid| pid > 0));
-    assert!(!name_of(&state.bundle).contains('/'));
+    assert!(!id_of(&state.bundle).contains('/'));
     if let Some(sandbox) = Sandbox::named_by(&state.annotations, &state.id, &state.bundle) {
         assert!(is_id(&sandbox.id));
     }

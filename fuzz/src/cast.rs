@@ -225,7 +225,7 @@ impl Cast {
         for (pid, actor) in self.with_pids() {
             let children = self.with_pids().filter(|(_, child)| self.parent_of(child) == Some(pid));
             let children = children.map(|(child, _)| format!("{child} ")).collect();
-            actor.lay(at, run, pid, children);
+            actor.lay(at, run, (pid, self.parent_of(actor).unwrap_or(1)), children);
         }
         let mode = |is_loose| Permissions::from_mode(if is_loose { 0o777 } else { 0o700 });
         let number = |pid: Option<i32>| pid.map_or("null".to_owned(), |pid| pid.to_string());
@@ -304,10 +304,10 @@ impl Actor {
         [self.name().to_owned()].into_iter().chain(arguments).collect()
     }
 
-    fn lay(&self, at: &Path, run: &Path, pid: i32, children: String) {
+    fn lay(&self, at: &Path, run: &Path, (pid, parent): (i32, i32), children: String) {
         let dir = at.join("proc").join(pid.to_string());
         std::fs::create_dir_all(dir.join("fd")).expect("a directory");
-        let (stat, status) = (self.stat(pid, Task::Other, 0), self.status(pid));
+        let (stat, status) = (self.stat((pid, parent), Task::Other, 0), self.status(pid));
         for (name, text) in [("stat", &stat), ("status", &status), ("cmdline", &(self.arguments(run).join("\0") + "\0"))] {
             write(&dir.join(name), text);
         }
@@ -325,7 +325,7 @@ impl Actor {
             }
             let dir = dir.join(format!("task/{tid}"));
             std::fs::create_dir_all(&dir).expect("a directory");
-            write(&dir.join("stat"), self.stat(tid, *task, vcpus));
+            write(&dir.join("stat"), self.stat((tid, parent), *task, vcpus));
             let call = match task {
                 Task::VcpuInKvmRun | Task::Worker | Task::Decoy => format!("{IOCTL} {run_by:#x} 0xae80 0x0\n"),
                 _ => "running\n".to_owned(),
@@ -349,7 +349,7 @@ impl Actor {
         file
     }
 
-    fn stat(&self, tid: i32, task: Task, index: usize) -> String {
+    fn stat(&self, (tid, parent): (i32, i32), task: Task, index: usize) -> String {
         let name = match (task, self.looks) {
             (Task::Decoy, _) => format!("CPU {index}/KVMs"),
             (Task::VcpuByName | Task::Worker, Looks::CloudHypervisor) => format!("vcpu{index}"),
@@ -362,7 +362,7 @@ impl Actor {
         let flags = if task == Task::Worker { 0x4000 } else { 0 };
         let guest_time = u8::from(matches!(task, Task::VcpuInGuest | Task::Worker));
         let (start, zeros) = (self.start(), "0 ".repeat(12));
-        format!("{tid} ({name}) {state} 1 1 1 0 -1 {flags} {zeros}{start} {}{guest_time} 0\n", "0 ".repeat(20))
+        format!("{tid} ({name}) {state} {parent} 1 1 0 -1 {flags} {zeros}{start} {}{guest_time} 0\n", "0 ".repeat(20))
     }
 
     fn status(&self, pid: i32) -> String {

@@ -39,7 +39,7 @@ pub struct Done {
 enum Undo {
     Remove(GroupPath),
     Restore { group: GroupPath, file: &'static str, value: String },
-    MoveBack(Move, GroupPath),
+    MoveBack { id: i32, start: u64, whole: bool, to: GroupPath },
 }
 
 /// How far the steps of placing came.
@@ -102,7 +102,7 @@ impl Apply<'_> {
                     Ok(())
                 }
                 Undo::Restore { group, file, value } => write_if_standing(&group, file, &value),
-                Undo::MoveBack(moved, from) => self.move_back(&moved, &from),
+                Undo::MoveBack { id, start, whole, to } => self.move_itself((id, start), &to, whole).map(drop),
             };
             errors.extend(result.err());
         }

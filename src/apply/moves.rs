@@ -7,7 +7,6 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use nix::errno::Errno;
 
@@ -17,7 +16,7 @@ use crate::cgroup::group::{Group, GroupPath, Writer};
 use crate::cgroup::mounts::{Hierarchy, Version};
 use crate::error::Error;
 use crate::order;
-use crate::plan::Step;
+use crate::plan::{Apart, Step};
 use crate::proc::{Process, unless_gone};
 
 /// One write of a number into a group.
@@ -31,18 +30,22 @@ pub(super) struct Move {
     to: GroupPath,
     /// With all its threads.
     whole: bool,
+    /// Those of them that go back elsewhere.
+    apart: Vec<Apart>,
 }
 
 impl Move {
     /// The move that a step asks for, and where it was found.
     pub(super) fn of(step: &Step) -> Option<(Self, Option<GroupPath>)> {
         match step {
-            Step::MoveProcess { pid, start, to, from } => {
-                let step = Self { process: (*pid, *start), id: *pid, start: *start, to: to.clone(), whole: true };
+            Step::MoveProcess { pid, start, to, from, apart } => {
+                let (process, to, apart) = ((*pid, *start), to.clone(), apart.clone());
+                let step = Self { process, id: *pid, start: *start, to, whole: true, apart };
                 Some((step, from.clone()))
             }
             Step::MoveThread { pid, tid, start, thread_start, to, from } => {
-                let step = Self { process: (*pid, *start), id: *tid, start: *thread_start, to: to.clone(), whole: false };
+                let (process, to) = ((*pid, *start), to.clone());
+                let step = Self { process, id: *tid, start: *thread_start, to, whole: false, apart: Vec::new() };
                 Some((step, from.clone()))
             }
             _ => None,
@@ -140,7 +143,10 @@ impl Apply<'_> {
         order::sort_by_key(&mut written, |(step, _)| step.whole);
         for (step, from) in &written {
             let from = (*from).clone().unwrap_or_else(|| GroupPath::new(&step.to.hierarchy, ""));
-            done.undo.push(Undo::MoveBack((*step).clone(), from));
+            for Apart { tid, start, from } in &step.apart {
+                done.undo.push(Undo::MoveBack { id: *tid, start: *start, whole: false, to: from.clone() });
+            }
+            done.undo.push(Undo::MoveBack { id: step.id, start: step.start, whole: step.whole, to: from });
         }
         let (mut listed, mut starts) = (Listed::new(self), Starts::new(self));
         let put_back: Vec<Error> =
@@ -168,11 +174,16 @@ impl Apply<'_> {
         if is_still_its || starts.of(step.id)?.is_none_or(|start| start == step.start) {
             return Ok(());
         }
-        self.put_where_it_was_born(step.id, &step.to.hierarchy, step.whole)
+        self.put_where_it_was_born(step.id, &step.to, step.whole)
     }
 
-    /// Puts whoever bears a number now to where it was born: beside its parent, or, a single thread, beside its process's first.
-    pub(super) fn put_where_it_was_born(&self, id: i32, hierarchy: &Rc<Hierarchy>, whole: bool) -> Result<(), Error> {
+    /// Puts whoever bears a number now to where it was born: beside its parent, or, a single thread, beside its process's first. Only if it is
+    /// where that number `was_put`: who got it later was never moved.
+    pub(super) fn put_where_it_was_born(&self, id: i32, was_put: &GroupPath, whole: bool) -> Result<(), Error> {
+        let hierarchy = &was_put.hierarchy;
+        if self.place_of(id, hierarchy)?.is_none_or(|place| place != was_put.rel) {
+            return Ok(());
+        }
         // A parent may end while it is asked; then there is another.
         for _ in 0..2 {
             let Some(kin) = self.kin_of(id, whole)? else { return Ok(()) };
@@ -210,33 +221,31 @@ impl Apply<'_> {
         Ok(place.map_err(|errno| self.unread(pid, errno))?.flatten().flatten())
     }
 
-    /// Moves one back to where it was; to the nearest group above that where it no longer stands.
-    pub(super) fn move_back(&self, moved: &Move, from: &GroupPath) -> Result<(), Error> {
-        self.move_itself((moved.id, moved.start), from, moved.whole).map(drop)
-    }
-
-    /// Moves who bears a number if it is the one that is meant; whether it was. Who got the number meanwhile is put back.
+    /// Moves who bears a number if it is the one that is meant; whether it was. It goes to the nearest group above where that one does not stand
+    /// any more. Who got the number meanwhile is put back.
     pub(super) fn move_itself(&self, (id, start): (i32, u64), to: &GroupPath, whole: bool) -> Result<bool, Error> {
         if !self.is_itself(id, start)? {
             return Ok(false);
         }
-        ignoring_the_dead(nearest_standing(to)?.write(to.list_of(whole), &id.to_string()))?;
+        let to = nearest_standing(to)?;
+        let Some(writer) = to.writer(to.list_of(whole))? else { return self.move_itself((id, start), &to, whole) };
+        ignoring_the_dead(writer.write(&id.to_string()))?;
         let now = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
         if now.is_some_and(|now| now != start) {
-            self.put_where_it_was_born(id, &to.hierarchy, whole)?;
+            self.put_where_it_was_born(id, &to, whole)?;
         }
         Ok(true)
     }
 }
 
 /// The group at `path`, or the nearest above it that stands and, on v2, can hold a process.
-pub(super) fn nearest_standing(path: &GroupPath) -> Result<Group, Error> {
+pub(super) fn nearest_standing(path: &GroupPath) -> Result<GroupPath, Error> {
     let mut nearest = path.clone();
     loop {
         let can_hold = |group: &Group| nearest == *path || nearest.hierarchy.version == Version::V1 || passes_nothing_on(group);
         match (nearest.open()?, nearest.parent()) {
             (Some(group), Some(parent)) if !can_hold(&group) => nearest = parent,
-            (Some(group), _) => return Ok(group),
+            (Some(_), _) => return Ok(nearest),
             (None, Some(parent)) => nearest = parent,
             (None, None) => return Err(Error::path("open", nearest.absolute(), Errno::ENOENT)),
         }

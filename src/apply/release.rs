@@ -96,54 +96,58 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Moves everything in a group to another, again and again until nothing is in it. Who is in a group of ours is the kernel's
+    /// Moves everything in a group to another, again and again as long as others are in it. Who is in a group of ours is the kernel's
     /// word; who has got the number of one of them since, and is younger than that word, is put back.
     fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
         let file = group.list_of(whole);
         let Some(open) = group.open()? else { return Ok(()) };
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let (mut backoff, mut astray) = (Backoff::default(), Vec::new());
+        let (mut before, mut moved) = (Vec::new(), HashSet::new());
+        let (mut refused, mut astray) = (Vec::new(), Vec::new());
         loop {
             let asked = proc::ticks_since_boot();
             let mut members = open.members(file)?;
-            if members.is_empty() {
-                return Error::all(astray);
-            }
             // Ourselves first: while we are in it, it cannot go.
             order::sort_by_key(&mut members, |member| *member != own);
+            // The same once more are those who are just ending, whom the kernel lets be written and moves no more: removing the group
+            // waits for them.
+            if members.is_empty() || members == before {
+                astray.extend(refused.into_iter().filter(|_| !members.is_empty()));
+                return Error::all(astray);
+            }
             self.deadline.check("empty a group")?;
-            let writer = match nearest_standing(target)?.writer(file) {
+            let to = nearest_standing(target)?;
+            let writer = match to.writer(to.list_of(whole)) {
                 // It went just now: the next above takes them.
-                Err(error) if matches!(error.errno(), Some(Errno::ENOENT | Errno::ENODEV)) => continue,
-                writer => writer?,
+                Ok(None) => continue,
+                Err(error) if error.is_gone() => continue,
+                Ok(Some(writer)) => writer,
+                Err(error) => return Err(error),
             };
-            let (mut moved, mut refused) = (Vec::new(), Vec::new());
-            for member in members {
+            refused.clear();
+            for member in members.iter().take_while(|_| !self.deadline.has_passed()) {
                 match writer.write(&member.to_string()) {
-                    Ok(()) => moved.push(member),
+                    Ok(()) => {
+                        done.moved += usize::from(moved.insert(*member));
+                        if *member != own {
+                            astray.extend(self.put_back_younger(*member, asked, &to, whole).err());
+                        }
+                    }
                     Err(error) if error.errno() == Some(Errno::ESRCH) => {}
                     // The others are moved all the same.
                     Err(error) => refused.push(error),
                 }
             }
-            done.moved += moved.len();
-            let others = moved.iter().filter(|id| **id != own);
-            astray.extend(others.filter_map(|id| self.put_back_younger(*id, asked, target, whole).err()));
-            if !moved.is_empty() {
-                continue;
-            }
-            Error::all(refused)?;
-            // Only threads that are just ending: give them the time for it.
-            backoff.pause(self.deadline);
+            before = members;
         }
     }
 
     /// Puts back who was born after the group was asked who is in it, at `asked` clock ticks since boot. One of its own that was born in that
     /// very tick goes beside its kin as well.
-    fn put_back_younger(&self, id: i32, asked: u64, target: &GroupPath, whole: bool) -> Result<(), Error> {
+    fn put_back_younger(&self, id: i32, asked: u64, was_put: &GroupPath, whole: bool) -> Result<(), Error> {
         let start = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
         if start.is_some_and(|start| start >= asked) {
-            self.put_where_it_was_born(id, &target.hierarchy, whole)?;
+            self.put_where_it_was_born(id, was_put, whole)?;
         }
         Ok(())
     }
@@ -223,7 +227,71 @@ mod tests {
     use crate::cgroup::Controller;
     use crate::cgroup::group::Mark;
     use crate::deadline::Deadline;
-    use crate::testing::{self, FakeProc};
+    use crate::proc::Proc;
+    use crate::testing::{self, Fake, FakeProc};
+
+    fn apply<'a>(proc: &'a Proc, deadline: &'a Deadline) -> Apply<'a> {
+        Apply { proc, deadline, mark: Mark { sandbox: "sb".into(), state_dir: "/run/sb".into() } }
+    }
+
+    fn in_a_minute() -> Deadline {
+        Deadline::after(Instant::now(), Duration::from_secs(60))
+    }
+
+    /// A v1 hierarchy with a group that holds these threads, whatever is written elsewhere.
+    fn group_of(members: &str) -> (tempfile::TempDir, GroupPath) {
+        let dir = tempfile::tempdir().unwrap();
+        let group = GroupPath::new(&testing::mounted_at(dir.path(), &[Controller::Cpu]), "pod/kata_sb");
+        for path in [group.parent().unwrap(), group.clone()] {
+            std::fs::create_dir(path.absolute()).unwrap();
+            std::fs::write(path.absolute().join("tasks"), "").unwrap();
+        }
+        std::fs::write(group.absolute().join("tasks"), members).unwrap();
+        (dir, group)
+    }
+
+    /// The kernel takes the number of one that is just ending, and moves nobody.
+    #[test]
+    fn who_is_just_ending_is_moved_once_and_left_to_the_removal_to_wait_for() {
+        let (_dir, group) = group_of("7\n8\n");
+        let (host, deadline, mut done) = (FakeProc::new(), in_a_minute(), Done::default());
+        apply(&host.proc(), &deadline).drain(&group, &group.parent().unwrap(), false, &mut done).unwrap();
+        assert_eq!(done.moved, 2);
+    }
+
+    #[test]
+    fn a_group_of_any_number_is_not_emptied_past_the_deadline() {
+        let (_dir, group) = group_of("7\n8\n");
+        let (host, deadline) = (FakeProc::new(), Deadline::after(Instant::now(), Duration::ZERO));
+        let drained = apply(&host.proc(), &deadline).drain(&group, &group.parent().unwrap(), false, &mut Done::default());
+        assert!(drained.unwrap_err().to_string().contains("passed while about to empty a group"));
+    }
+
+    /// Who was written was moved, and ended before his number was given away: the one who has it now was never touched.
+    #[test]
+    fn who_got_a_number_only_after_its_move_is_left_where_he_is() {
+        let (_dir, group) = group_of("");
+        let (host, deadline) = (FakeProc::new(), in_a_minute());
+        for pid in [50, 100] {
+            host.add(&Fake { pid, parent: 50, ..Fake::default() });
+        }
+        let place = |pid: i32, cgroup: &str| {
+            for dir in [format!("{pid}"), format!("{pid}/task/{pid}")] {
+                std::fs::write(host.dir.path().join(dir).join("cgroup"), format!("1:cpu:{cgroup}\n")).unwrap();
+            }
+        };
+        let home = GroupPath::new(&group.hierarchy, "home");
+        std::fs::create_dir(home.absolute()).unwrap();
+        let tasks = || std::fs::read_to_string(home.absolute().join("tasks")).unwrap();
+        place(50, "/home");
+        let (proc, was_put) = (host.proc(), group.parent().unwrap());
+        for (is_at, written) in [("/elsewhere", ""), ("/pod", "100")] {
+            std::fs::write(home.absolute().join("tasks"), "").unwrap();
+            place(100, is_at);
+            apply(&proc, &deadline).put_where_it_was_born(100, &was_put, false).unwrap();
+            assert_eq!(tasks(), written, "in {is_at}");
+        }
+    }
 
     #[test]
     fn at_the_end_controllers_are_not_taken_back_from_where_others_have_groups() {
@@ -231,9 +299,8 @@ mod tests {
         let v2 = testing::unified_at(dir.path(), &[Controller::Cpu]);
         testing::make_v2(dir.path(), "kata", "cpu", "");
         testing::make_v2(dir.path(), "kata/others", "", "");
-        let deadline = Deadline::after(Instant::now(), Duration::from_secs(60));
-        let mark = Mark { sandbox: "sb".into(), state_dir: dir.path().into() };
-        let apply = Apply { proc: &host.proc(), deadline: &deadline, mark };
+        let (proc, deadline) = (host.proc(), in_a_minute());
+        let apply = apply(&proc, &deadline);
         let step = Step::Set { group: GroupPath::new(&v2, "kata"), file: file::SUBTREE, value: "-cpu".into() };
         let passed_on = || std::fs::read_to_string(dir.path().join("kata/cgroup.subtree_control")).unwrap();
         for (is_used, left) in [(true, "cpu\n"), (false, "-cpu")] {

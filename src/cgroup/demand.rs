@@ -45,8 +45,7 @@ impl Cpus {
 
     /// Whether it is as much as `other` or more.
     pub fn is_at_least(self, other: Self) -> bool {
-        // Quotas and periods that the kernel has taken are far below 2^63, so this cannot overflow; if it could, not capping
-        // twice is the safe answer.
+        // Quotas and periods that the kernel has taken are far below 2^63, so this cannot overflow.
         match (self.0.checked_mul(other.1), other.0.checked_mul(self.1)) {
             (Some(ours), Some(others)) => ours >= others,
             _ => false,

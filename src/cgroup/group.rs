@@ -1,8 +1,8 @@
 //! One group: named, opened, read, written.
 //!
-//! A group is opened beneath the top of its hierarchy without following links, and so are its files,
-//! write-only: nothing is created or truncated by accident, and a path from a pod cannot lead elsewhere (cgroups-rs, asked for
-//! an absolute path, makes regular files in `/` and says Ok). A group is **ours** only if it carries our mark, an extended
+//! A group and its files are opened beneath the top of its hierarchy without following links, and to be written never with the flags that
+//! create or truncate: a path from a pod cannot lead elsewhere (cgroups-rs, asked for an absolute path, makes regular files in `/` and
+//! says Ok). A group is **ours** only if it carries our mark, an extended
 //! attribute that outlives us, or if our record knows its inode; a name proves nothing.
 
 use std::ffi::{CStr, OsStr};

@@ -123,8 +123,8 @@ pub struct Mounts {
 impl Mounts {
     /// Reads the mount table.
     pub fn read(proc: &Proc) -> Result<Self, Error> {
-        let table = proc.mountinfo().map_err(|errno| Error::path("read", proc.mountinfo_path(), errno))?;
-        let lines: Vec<Line> = table.split(|byte| *byte == b'\n').filter_map(Line::parse).filter(Line::is_visible).collect();
+        let lines = proc.mounts(|line| Line::parse(line).filter(Line::is_visible));
+        let lines = lines.map_err(|errno| Error::path("read", proc.mountinfo_path(), errno))?;
         let mut lines = widest_of_v2(topmost(&lines));
         let favours_moves = lines.iter().any(Line::favours_moves);
         lines.iter_mut().try_for_each(Line::read_controllers)?;

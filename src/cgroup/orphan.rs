@@ -1,6 +1,6 @@
 //! Groups that carry our mark, wherever they are: what is left where a record was lost and its sandbox has ended.
 //!
-//! The only place that walks whole hierarchies; no hook does, only `reconcile`. What has a name of ours and no mark cannot be proved
+//! The only place that walks whole hierarchies; no hook does, only `reconcile` and `status`. What has a name of ours and no mark cannot be proved
 //! to be ours: it is told and left.
 
 use std::ffi::OsStr;

@@ -56,7 +56,7 @@ pub(super) fn join_siblings(run: &Run, record: &mut Record, path: &Path, vm: &Vm
     siblings.retain(|(changed, _)| changed + 1 >= born);
     order::sort(&mut siblings);
     for (_, path) in siblings {
-        let id = bundle::name_of(&path);
+        let id = bundle::id_of(&path);
         let Ok(bundle) = Bundle::read(&path) else { continue };
         let named = Sandbox::named_by(&bundle.annotations, &id, &path);
         let is_of_ours = |sandbox: &Sandbox| sandbox.id == record.sandbox && sandbox.role == Role::Workload;

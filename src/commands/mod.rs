@@ -1,6 +1,6 @@
 //! A run, from the arguments to the exit code.
 //!
-//! Most runs are for containers that are no VM sandbox's, and end before config.json or /proc is opened. What the container
+//! Most runs are for containers that are no VM sandbox's, and end before config.json is opened or a process looked at. What the container
 //! engine gets to know is the exit code and at most one line on stderr; everything else goes to the log.
 
 mod bookkeeping;

@@ -25,18 +25,14 @@ pub(super) fn run(run: &mut Run, subject: &Subject, bundle: &Bundle) -> Result<(
         return Ok(());
     }
     let pod = demand::of_pod(&bundle.annotations);
-    if !run.may_change {
-        let mut record = known.clone();
-        containers::join(run, &mut record, subject, bundle, &vm)?;
-        return settle(run, subject.clues(), &mounts, Change { known: &known, record, pod, store: None }, Some(vm));
-    }
-    let store = Store::open(&run.config.state_dir, run.host.owner)?;
-    let _lock = store.lock(&subject.sandbox.id, run.deadline)?;
+    let store = if run.may_change { Some(Store::open(&run.config.state_dir, run.host.owner)?) } else { None };
+    let store = store.as_ref();
+    let _lock = store.map(|store| store.lock(&subject.sandbox.id, run.deadline)).transpose()?;
     // Another hook of this sandbox may have placed it while we waited for the lock: what it may have changed is read from here on.
-    let known = bookkeeping::load(run, &store, &subject.sandbox.id)?;
+    let known = store.map_or(Ok(known), |store| bookkeeping::load(run, store, &subject.sandbox.id))?;
     let mut record = known.clone();
     containers::join(run, &mut record, subject, bundle, &vm)?;
-    settle(run, subject.clues(), &mounts, Change { known: &known, record, pod, store: Some(&store) }, Some(vm))
+    settle(run, subject.clues(), &mounts, Change { known: &known, record, pod, store }, Some(vm))
 }
 
 /// Whether there is anything that can be done here.

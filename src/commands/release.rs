@@ -35,17 +35,18 @@ pub(super) fn run(run: &mut Run, subject: &Subject, bundle: Option<&Bundle>) -> 
     let id = &subject.sandbox.id;
     if !run.may_change {
         let known = Store::peek(&run.config.state_dir, run.host.owner, id)?;
-        return handle(run, subject, bundle, &known, None);
+        return end_or_leave(run, subject, bundle, &known, None);
     }
     let Some(store) = Store::open_existing(&run.config.state_dir, run.host.owner)? else {
-        return handle(run, subject, bundle, &Record::new(id), None);
+        return end_or_leave(run, subject, bundle, &Record::new(id), None);
     };
     let _lock = store.lock(id, run.deadline)?;
     let known = bookkeeping::load(run, &store, id)?;
-    handle(run, subject, bundle, &known, Some(&store))
+    end_or_leave(run, subject, bundle, &known, Some(&store))
 }
 
-fn handle(
+/// Ends the sandbox, or takes the container's demand out of what the others of it ask for.
+fn end_or_leave(
     run: &mut Run,
     subject: &Subject,
     bundle: Option<&Bundle>,
@@ -95,7 +96,7 @@ pub(super) fn lives(run: &Run, record: &Record) -> bool {
     let looked_at = run.host.proc.process(vmm.pid).and_then(|process| {
         let Some(process) = process else { return Ok(false) };
         let stat = process.stat()?;
-        Ok(stat.start == vmm.start && !process.is_over(&stat)?)
+        Ok(stat.start == vmm.start && !process.is_over(&stat, run.deadline)?)
     });
     looked_at.unwrap_or_else(|errno| !matches!(errno, Errno::ENOENT | Errno::ESRCH))
 }
@@ -159,7 +160,7 @@ pub(super) fn leave(
     what_goes.adopted.retain(|adopted| is_left(&adopted.path));
     // Written down first: a run that is killed in between leaves the rest to the next.
     let saved = store.map_or(Ok(()), |store| store.save(&record));
-    clear(run, &what_goes, None, mounts, saved.err())?;
+    both(saved, clear(run, &what_goes, None, mounts))?;
     if run.report.removed == 0 {
         run.report.outcome = Outcome::Unchanged;
     }
@@ -175,23 +176,21 @@ pub(super) fn end(run: &mut Run, record: &mut Record, path: Option<&SandboxPath>
     record.state = Progress::Releasing;
     // That this cannot be written down is no reason to leave the groups.
     let saved = store.filter(|_| !record.path.is_empty()).map_or(Ok(()), |store| store.save(record));
-    clear(run, record, path, &mounts, saved.err())?;
+    both(saved, clear(run, record, path, &mounts))?;
     // What was never placed has no record to forget.
     let store = store.filter(|_| run.report.outcome == Outcome::Released);
     store.map_or(Ok(()), |store| store.forget(&record.sandbox))
 }
 
-/// Gives back what was adopted and removes what is ours, as far as this run may change anything; what failed before is one of its
-/// errors.
-fn clear(
-    run: &mut Run,
-    record: &Record,
-    path: Option<&SandboxPath>,
-    mounts: &Mounts,
-    before: Option<Error>,
-) -> Result<(), Error> {
+/// The errors of two things of which the second was done whatever came of the first.
+fn both(first: Result<(), Error>, second: Result<(), Error>) -> Result<(), Error> {
+    Error::all(first.err().into_iter().chain(second.err()).collect())
+}
+
+/// Gives back what was adopted and removes what is ours, as far as this run may change anything.
+fn clear(run: &mut Run, record: &Record, path: Option<&SandboxPath>, mounts: &Mounts) -> Result<(), Error> {
     // What cannot be looked at keeps nothing else in.
-    let mut errors: Vec<Error> = before.into_iter().collect();
+    let mut errors = Vec::new();
     let mut plan = plan_end(record, path, mounts, &mut errors);
     run.print(&plan);
     let is_nothing = plan.steps.is_empty() && record.path.is_empty();
@@ -208,7 +207,7 @@ fn clear(
         let failed = apply.release(&plan.steps, &mut done);
         errors.extend(failed);
         plan = if errors.is_empty() { plan_end(record, path, mounts, &mut errors) } else { Plan::default() };
-        // What others use is left to them, and stays to be done.
+        // What others use is left to them.
         if plan.steps.iter().all(|step| matches!(step, Step::Set { file: file::SUBTREE, .. })) {
             break;
         }

@@ -20,8 +20,8 @@ use crate::record::{Progress, Record};
 use crate::status::groups::Search;
 use crate::status::limit::{self, Asked};
 use crate::status::{Container, Group, Sandbox, VcpuCount, Verdict, Vmm, verdict, words};
+use crate::vmm::Vm;
 use crate::vmm::runtime::RuntimeDirs;
-use crate::vmm::{Member, Vm};
 
 /// Looks at the sandbox `id`, of which there is this record (without one in it, it is not understood) and these marked groups that no
 /// record knows; `None` if there is nothing of it.
@@ -39,7 +39,7 @@ pub(super) fn sandbox(
     let mut vm = vm::find(run, clues, &record);
     if let Some(found) = &mut vm {
         let lives = vm::look(run, clues, &record, mounts, found, Some(Instant::now()))?;
-        found.processes.iter_mut().try_for_each(Member::read_groups)?;
+        found.processes.iter_mut().try_for_each(|member| member.read_groups(run.deadline))?;
         vm = vm.filter(|_| lives);
     }
     let is_torn = recorded.is_some() && known.is_none();

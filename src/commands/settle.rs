@@ -34,7 +34,7 @@ pub(super) struct Change<'a> {
     pub(super) store: Option<&'a Store>,
 }
 
-/// What a VM has that is the shim's own process, where its vCPU threads cannot leave that process's group.
+/// The note for a VMM that is the shim itself, where its vCPU threads cannot leave that process's group.
 pub(super) const BOUND_TO_SHIM: &str = "the VMM is the container runtime's shim, in a v2 group that is not the sandbox's: \
                              its vCPU threads cannot leave it";
 
@@ -91,7 +91,7 @@ fn converge(
         }
         containers::note_resize(record, change.known, cgroup::limit_of_pod(&sites, &path));
         let demand = containers::demand(record, &vm, change.pod.as_ref(), &mut run.report.notes)?;
-        let plan = match plan::place_who_is_elsewhere(&mut vm, &sites, &demand) {
+        let plan = match plan::place_who_is_elsewhere(&mut vm, &sites, &demand, run.deadline) {
             // Another hook may have made it just now, and be about to fill it.
             Err(error @ Error::EmptyCpuset { .. }) if run.may_change => {
                 tries.again_after(error, run.deadline)?;

@@ -52,7 +52,7 @@ impl Subject {
         }
         let container = match sandbox.role {
             // Go Kata's poststart and poststop give the sandbox's id for every container.
-            Role::Workload if state.id == sandbox.id => bundle::name_of(&state.bundle),
+            Role::Workload if state.id == sandbox.id => bundle::id_of(&state.bundle),
             _ => state.id.clone(),
         };
         Some((Self { sandbox, container, state: state.clone(), dirs }, bundle))

@@ -10,10 +10,9 @@ use crate::config::LogLevel;
 use crate::deadline::Backoff;
 use crate::error::Error;
 use crate::log::Outcome;
-use crate::proc::Process;
 use crate::record::Record;
 use crate::vmm::debugfs::Debugfs;
-use crate::vmm::find::{Refused, Search};
+use crate::vmm::find::{Child, Refused, Search};
 use crate::vmm::kinds::Role;
 use crate::vmm::runtime::{Claim, RuntimeDirs};
 use crate::vmm::{Member, Vm, vcpu};
@@ -93,9 +92,9 @@ pub(super) fn look(
     let mut is_news = !are_known;
     for member in &mut vm.processes {
         if member.role == Role::Vmm && !are_known {
-            member.read_threads()?;
+            member.read_threads(run.deadline)?;
         } else {
-            let has_changed = member.look()?;
+            let has_changed = member.look(run.deadline)?;
             is_news |= has_changed && member.role == Role::Vmm;
         }
     }
@@ -114,17 +113,18 @@ pub(super) fn look(
 /// Adds the helpers that are named, and those that the shims, the VMM and its helpers have started, if they are not known yet. A vCPU
 /// thread runs its guest and starts nobody.
 fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) -> Result<(), Error> {
-    let started = |member: &Member| -> Vec<i32> {
-        let others = member.threads.iter().filter(|thread| !vm.is_vcpu(thread.tid));
-        others.flat_map(|thread| member.process.children_of(thread.tid)).collect()
+    let started = |member: &Member| -> Vec<Child> {
+        let others = member.threads.iter().filter(|thread| !vm.is_vcpu(thread.tid) && !run.deadline.has_passed());
+        let children = others.flat_map(|thread| member.process.children_of(thread.tid));
+        children.map(|pid| Child { pid, parent: member.process.pid }).collect()
     };
-    let mut children: Vec<i32> = vm.shims.iter().flat_map(Process::children).collect();
+    let mut children: Vec<Child> = vm.shims.iter().flat_map(Child::all_of).collect();
     children.extend(vm.processes.iter().flat_map(started));
     let known: Vec<i32> = vm.processes.iter().map(|member| member.process.pid).collect();
     let (recorded, mut refused) = (record.identities(), Refused::default());
     for helper in search(run, clues, &vm.claims, &recorded).helpers(children, &known, &mut refused) {
         let mut member = Member::new(helper.process, helper.start, Role::Helper);
-        member.look()?;
+        member.look(run.deadline)?;
         vm.processes.push(member);
     }
     let hinted = refused.hinted.iter().filter(|_| run.config.log_level == LogLevel::Debug);
@@ -157,8 +157,8 @@ fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>
     while let Some(vmm) = vm.processes.first_mut() {
         let told = vcpu::of(&run.host.proc, &vmm.process, &vmm.threads, patterns, debugfs.as_ref());
         vm.vcpus = match told {
-            // It has ended, or the right to look at its descriptors is missing: then no thread can be told.
-            Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) => vcpu::Vcpus::default(),
+            // It has ended, it has more descriptors than any VMM, or the right to look at them is missing: then no thread can be told.
+            Err(Errno::ENOENT | Errno::ESRCH | Errno::E2BIG | Errno::EACCES | Errno::EPERM) => vcpu::Vcpus::default(),
             told => told.map_err(|errno| vmm.unread("fd", errno))?,
         };
         let is_worth_waiting = patience.is_some_and(|since| since.elapsed() < PATIENCE);
@@ -166,7 +166,7 @@ fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>
             return Ok(());
         }
         backoff.pause(run.deadline);
-        vmm.read_threads()?;
+        vmm.read_threads(run.deadline)?;
     }
     Ok(())
 }

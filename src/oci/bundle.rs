@@ -66,8 +66,8 @@ impl Bundle {
     }
 }
 
-/// The container's own name for itself: the last part of its bundle's path, but CRI-O's and podman's `<id>/userdata`.
-pub fn name_of(bundle: &Path) -> String {
+/// The container's id: engines name the bundle's directory after it, CRI-O and podman the one above (`<id>/userdata`).
+pub fn id_of(bundle: &Path) -> String {
     let bundle = match bundle.file_name() {
         Some(name) if name == "userdata" => bundle.parent().unwrap_or(bundle),
         _ => bundle,
@@ -141,8 +141,8 @@ mod tests {
 
     #[test]
     fn a_container_is_named_by_its_bundle() {
-        assert_eq!(name_of(Path::new("/run/containerd/io.containerd.runtime.v2.task/k8s.io/abc")), "abc");
-        assert_eq!(name_of(Path::new("/var/lib/containers/storage/overlay-containers/abc/userdata")), "abc");
-        assert_eq!(name_of(Path::new("/")), "");
+        assert_eq!(id_of(Path::new("/run/containerd/io.containerd.runtime.v2.task/k8s.io/abc")), "abc");
+        assert_eq!(id_of(Path::new("/var/lib/containers/storage/overlay-containers/abc/userdata")), "abc");
+        assert_eq!(id_of(Path::new("/")), "");
     }
 }

@@ -89,6 +89,16 @@ mod tests {
         assert_eq!(sandbox(both), Some(("a".into(), Role::Workload)));
         let crio = "/run/containers/storage/overlay-containers/c/userdata";
         assert_eq!(sandbox_of(both, "c", crio), Some(("b".into(), Role::Workload)));
+        // dockershim's, which say nothing of who made the bundle, come last.
+        let docker = r#""io.kubernetes.docker.type":"container","io.kubernetes.sandbox.id":"d""#;
+        for (other, id) in [
+            (r#""io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"a""#, "a"),
+            (r#""io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.cri-o.SandboxID":"b""#, "b"),
+        ] {
+            for bundle in ["/run/containerd/io.containerd.runtime.v2.task/k8s.io/c", crio, "/b"] {
+                assert_eq!(sandbox_of(&format!("{{{docker},{other}}}"), "c", bundle), Some((id.into(), Role::Workload)));
+            }
+        }
     }
 
     #[test]

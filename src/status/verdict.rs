@@ -211,7 +211,7 @@ mod tests {
         let vcpus = domain.child("vcpu");
         let sites = [site(Part::Unconstrained, domain.clone(), &[]), site(Part::Constrained, vcpus.clone(), &[])];
         let from = Some(GroupPath::new(&domain.hierarchy, "engine"));
-        let whole = Step::MoveProcess { pid: 100, start: 400, to: vcpus, from };
+        let whole = Step::MoveProcess { pid: 100, start: 400, to: vcpus, from, apart: Vec::new() };
         let steps = vec![whole, moved(102, &domain, "engine"), moved(100, &domain, "engine")];
         assert_eq!(missing_for(steps, &sites), ["the VMM 100 is not in its cpu, cpuset and memory group but in /engine"]);
     }

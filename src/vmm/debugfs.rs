@@ -1,7 +1,7 @@
 //! KVM's own word on which thread runs which vCPU: debugfs `kvm/<tid>-<fd>/vcpu<n>/pid`.
 //!
 //! The file holds the thread that last entered KVM_RUN (Linux 6.0, e36de87d34a7), whatever its VMM calls it. The directory is
-//! named after the thread that made the VM and its descriptor there, so it is found by both and never by a name alone.
+//! named after the thread that made the VM and its descriptor there; it is found by the thread, as descriptors can be closed.
 //! debugfs need not be mounted: it is opened detached, attached to no place. A mounted one is used as it is, since older kernels
 //! reset its mount options when it is mounted once more (`debugfs_remount` before the fs_context conversion of Linux 6.10).
 
@@ -50,28 +50,23 @@ impl Debugfs {
         open_dir(root, "kvm").map(|kvm| Self { kvm })
     }
 
-    /// The vCPUs of the VMs that `threads` made as `descriptors`, of which an honest VMM has one; `None` if KVM shows none.
+    /// The vCPUs of the VMs of a VMM with these `threads`, of which an honest one has one; `None` if KVM shows none. A VM is known by the thread
+    /// that made it, whatever has become of its descriptor.
     ///
-    /// Where the thread that made the VM is gone, the VM is known by its vCPUs' threads.
+    /// Where a VM of its `descriptors` was made by none of them, by a thread that has ended, all VMs are asked who runs them.
     pub fn vcpus(&self, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
         let names = list(open_dir(&self.kvm, ".").ok()?).ok()?;
-        let of_descriptor: Vec<(i32, String)> = names
-            .into_iter()
-            .filter_map(|name| vm_of(&name).filter(|(_, fd)| descriptors.contains(fd)).map(|(tid, _)| (tid, name)))
-            .collect();
-        let (made_by_us, others): (Vec<_>, Vec<_>) = of_descriptor.iter().partition(|(tid, _)| threads.contains(tid));
-        if made_by_us.len() == descriptors.len() {
-            return self.vcpus_of_all(&made_by_us);
+        let vms = names.iter().filter_map(|name| vm_of(name).map(|(tid, fd)| (tid, fd, name)));
+        let (made_by_us, others): (Vec<_>, Vec<_>) = vms.partition(|(tid, _, _)| threads.contains(tid));
+        let mut vcpus = Vec::new();
+        for (_, _, name) in &made_by_us {
+            vcpus.extend(self.vcpus_in(name).ok()?);
         }
-        let is_run_by_us = |vcpus: &[Vcpu]| vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid));
-        let of_others = others.iter().filter_map(|(_, name)| self.vcpus_in(name).ok().filter(|vcpus| is_run_by_us(vcpus)));
-        let vcpus: Vec<Vcpu> =
-            self.vcpus_of_all(&made_by_us).unwrap_or_default().into_iter().chain(of_others.flatten()).collect();
-        Some(vcpus).filter(|vcpus| !vcpus.is_empty())
-    }
-
-    fn vcpus_of_all(&self, vms: &[&(i32, String)]) -> Option<Vec<Vcpu>> {
-        let vcpus = vms.iter().map(|(_, name)| self.vcpus_in(name)).collect::<Result<Vec<_>, Errno>>().ok()?.concat();
+        let is_ours = |descriptor: &u64| made_by_us.iter().any(|(_, fd, _)| fd == descriptor);
+        if !descriptors.iter().all(is_ours) {
+            let is_run_by_us = |vcpus: &Vec<Vcpu>| vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid));
+            vcpus.extend(others.iter().filter_map(|(_, _, name)| self.vcpus_in(name).ok().filter(is_run_by_us)).flatten());
+        }
         Some(vcpus).filter(|vcpus| !vcpus.is_empty())
     }
 
@@ -138,10 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_is_found_by_the_thread_that_made_it_and_its_descriptor() {
+    fn a_vm_is_found_by_the_thread_that_made_it() {
         let (_dir, debugfs) = debugfs(&[("100-11", &[(1, 102), (0, 101)]), ("200-11", &[(0, 201)])]);
         assert_eq!(tids(debugfs.vcpus(&[100, 101, 102], &[11])), Some(vec![101, 102]));
-        assert_eq!(debugfs.vcpus(&[100, 101, 102], &[12]), None);
+        assert_eq!(tids(debugfs.vcpus(&[100, 101, 102], &[])), Some(vec![101, 102]), "whatever has become of its descriptor");
         assert_eq!(debugfs.vcpus(&[300], &[11]), None);
     }
 
@@ -149,6 +144,7 @@ mod tests {
     fn a_vm_whose_maker_is_gone_is_found_by_its_vcpus() {
         let (_dir, debugfs) = debugfs(&[("7-11", &[(0, 201)]), ("8-11-x", &[(0, 101)])]);
         assert_eq!(tids(debugfs.vcpus(&[100, 101], &[11])), Some(vec![101]));
+        assert_eq!(tids(debugfs.vcpus(&[100, 101], &[12])), Some(vec![101]), "whatever number its descriptor has by now");
     }
 
     #[test]

@@ -7,16 +7,17 @@
 //! processes and threads prove nothing; neither does being somebody's child, except of a process that has proved itself.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, SFlag, stat};
+use nix::fcntl::AT_FDCWD;
 
 use crate::deadline::Deadline;
 use crate::foreign;
 use crate::proc::{Proc, Process};
+use crate::sys::FileId;
 use crate::vmm::kinds::{Kind, Kinds, Role};
 use crate::vmm::runtime::{Claim, RuntimeDirs};
 use crate::vmm::vcpu::VM;
@@ -97,7 +98,28 @@ enum Source<'a> {
     },
     Hint,
     /// A child of a process that proved itself.
-    Child,
+    Child {
+        parent: i32,
+    },
+}
+
+/// Somebody who was listed as a child, and whose. By the time that he is looked at, the number may be another's.
+#[derive(Debug, Clone, Copy)]
+pub struct Child {
+    pub pid: i32,
+    pub parent: i32,
+}
+
+impl Child {
+    /// All children of a process.
+    pub fn all_of(parent: &Process) -> impl Iterator<Item = Self> {
+        let pid = parent.pid;
+        parent.children().into_iter().map(move |child| Self { pid: child, parent: pid })
+    }
+
+    fn as_candidate<'a>(self) -> (i32, Source<'a>) {
+        (self.pid, Source::Child { parent: self.parent })
+    }
 }
 
 /// Why a process is not accepted.
@@ -119,6 +141,36 @@ impl From<Errno> for Doubt {
     }
 }
 
+/// The path of what a process runs.
+struct Executable {
+    path: PathBuf,
+    /// "/usr/bin/qemu (deleted)": upgraded under a running VM (proc_pid_exe(5)).
+    is_deleted: bool,
+}
+
+impl Executable {
+    fn of(process: &Process) -> Result<Self, Errno> {
+        let link = process.executable()?;
+        Ok(match link.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+            Some(path) => Self { path: OsStr::from_bytes(path).into(), is_deleted: true },
+            None => Self { path: link, is_deleted: false },
+        })
+    }
+
+    /// As the link says it.
+    fn as_shown(&self) -> PathBuf {
+        let mut shown = self.path.clone().into_os_string();
+        shown.push(if self.is_deleted { " (deleted)" } else { "" });
+        shown.into()
+    }
+
+    /// The file at that path in our mount namespace.
+    fn file_of_ours(&self) -> Result<FileId, Errno> {
+        let path = CString::new(self.path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+        foreign::file_id(AT_FDCWD, &path)
+    }
+}
+
 impl<'a> Search<'a> {
     /// Finds the VMM.
     pub fn find(&self) -> Found<'a> {
@@ -130,12 +182,12 @@ impl<'a> Search<'a> {
 
     /// The helpers but for those that are known: that a file or the record names, that are among `children` of processes that have
     /// proved themselves, and theirs: virtiofsd forks one that does the work. Not all of them once the deadline has passed.
-    pub fn helpers(&self, children: Vec<i32>, known: &[i32], refused: &mut Refused) -> Vec<Proven<'a>> {
+    pub fn helpers(&self, children: Vec<Child>, known: &[i32], refused: &mut Refused) -> Vec<Proven<'a>> {
         let claimed = self.claims.iter().filter(|claim| claim.role == Role::Helper);
         let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
         let mut candidates: VecDeque<(i32, Source<'_>)> =
             claimed.map(|claim| (claim.pid, Source::File(claim))).chain(recorded).collect();
-        candidates.extend(children.into_iter().map(|pid| (pid, Source::Child)));
+        candidates.extend(children.into_iter().map(Child::as_candidate));
         let mut helpers: Vec<Proven<'a>> = Vec::new();
         while let Some((pid, source)) = candidates.pop_front().filter(|_| !self.deadline.has_passed()) {
             let is_known = |pid: i32| known.contains(&pid) || helpers.iter().any(|helper| helper.process.pid == pid);
@@ -144,7 +196,7 @@ impl<'a> Search<'a> {
             }
             match self.prove(pid, Role::Helper, source) {
                 Ok(helper) if !is_known(helper.process.pid) => {
-                    candidates.extend(helper.process.children().into_iter().map(|pid| (pid, Source::Child)));
+                    candidates.extend(Child::all_of(&helper.process).map(Child::as_candidate));
                     helpers.push(helper);
                 }
                 Ok(_) => {}
@@ -158,13 +210,13 @@ impl<'a> Search<'a> {
     fn vmm(&self, shims: &[Proven<'a>], refused: &mut Refused) -> Option<Proven<'a>> {
         let claimed = self.claims.iter().filter(|claim| claim.role == Role::Vmm);
         let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
-        let children = shims.iter().flat_map(|shim| shim.process.children());
+        let children = shims.iter().flat_map(|shim| Child::all_of(&shim.process));
         let candidates = claimed
             .map(|claim| (claim.pid, Source::File(claim)))
             .chain(recorded)
             .chain(self.hint.map(|pid| (pid, Source::Hint)))
-            .chain(children.map(|pid| (pid, Source::Child)))
-            .chain(shims.iter().map(|shim| (shim.process.pid, Source::Child)));
+            .chain(children.map(Child::as_candidate))
+            .chain(shims.iter().map(|shim| (shim.process.pid, Source::Hint)));
         let mut tried = Vec::new();
         for (pid, source) in candidates {
             match self.prove(pid, Role::Vmm, source) {
@@ -200,16 +252,18 @@ impl<'a> Search<'a> {
             group => self.proc.process(group)?.ok_or(Doubt::Gone)?,
         };
         let stat = process.stat()?;
+        let is_recorded = self.recorded.contains(&(process.pid, stat.start));
+        let is_known = is_recorded || matches!(source, Source::File(_));
         let unproven = |why: &str| Err(Doubt::Unproven(why.to_owned()));
         if stat.is_dead() {
             // What it runs is shown no more then (proc_pid_exe(5)): only who was known is missed.
-            let is_known = matches!(source, Source::File(_)) || self.is_recorded(&process, stat.start);
-            if !is_known || process.is_over(&stat)? {
+            if !is_known || process.is_over(&stat, self.deadline)? {
                 return Err(Doubt::Gone);
             }
             return unproven("its first thread has ended and others run on, so that it cannot prove itself any more");
         }
-        let kind = self.kind_of(&process, stat.start, role, source)?;
+        let executable = Executable::of(&process)?;
+        let kind = self.kind_of(&executable, &process, role)?;
         let status = process.status()?;
         if status.uids != [self.owner; 4] {
             return unproven("does not run as root with all its user ids, as the runtime directory's owner does");
@@ -219,65 +273,53 @@ impl<'a> Search<'a> {
                 return unproven("started after that was written, so another process has that number now");
             }
             Source::Record { start } if start != stat.start => return Err(Doubt::Gone),
+            Source::Child { parent } if parent != stat.parent => return Err(Doubt::Gone),
             _ => {}
+        }
+        if !self.is_file_of_ours(&executable, &process, is_known)? {
+            return Err(Doubt::Unproven(format!(
+                "runs {}, which is not the host's own file of that path, writable by root alone",
+                executable.as_shown().display()
+            )));
         }
         if role == Role::Vmm && status.is_nested {
             return unproven("is in a pid namespace of its own, not in the host's");
         }
-        if role != Role::Helper && !self.is_recorded(&process, stat.start) && !self.is_of_this_sandbox(kind, &process)? {
+        // Who is recorded has proved that before. Arguments lie in a process's own memory, and one that a guest has taken over can keep who
+        // reads there waiting for as long as it likes (`access_remote_vm` waits for its mmap_lock).
+        if role != Role::Helper && !is_recorded && !self.is_of_this_sandbox(kind, &process)? {
             return unproven("has no argument that names this sandbox");
         }
         Ok(Proven { process, start: stat.start, kind })
     }
 
-    /// The row of the table that the process runs, proved by the file that it runs.
-    fn kind_of(&self, process: &Process, start: u64, role: Role, source: Source<'_>) -> Result<&'a Kind, Doubt> {
-        let link = process.executable()?;
-        // "/usr/bin/qemu (deleted)": upgraded under a running VM (proc_pid_exe(5)).
-        let (path, is_deleted) = match link.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-            Some(path) => (Path::new(OsStr::from_bytes(path)), true),
-            None => (link.as_path(), false),
-        };
+    /// The row of the table that the process runs, by the name of the file.
+    fn kind_of(&self, executable: &Executable, process: &Process, role: Role) -> Result<&'a Kind, Doubt> {
         let is_in_role = |kind: &&Kind| kind.role == role && (role != Role::Vmm || self.may_be_vmm(kind, process));
-        let found = self.kinds.running(path).find(is_in_role);
-        let kind = found.ok_or_else(|| Doubt::Stranger(path.to_path_buf()))?;
-        let known = matches!(source, Source::File(_)) || self.is_recorded(process, start);
-        let running = process.executable_file()?;
-        let is_ours = if is_deleted { known && self.is_nobody_elses(&running) } else { self.is_file_of_ours(path, &running) };
-        if !is_ours {
-            return Err(Doubt::Unproven(format!(
-                "runs {}, which is not the host's own file of that path, writable by root alone",
-                link.display()
-            )));
-        }
-        Ok(kind)
+        let found = self.kinds.running(&executable.path).find(is_in_role);
+        found.ok_or_else(|| Doubt::Stranger(executable.path.clone()))
     }
 
     /// A shim is a VMM only where it holds a virtual machine itself.
     fn may_be_vmm(&self, kind: &Kind, process: &Process) -> bool {
-        !self.kinds.is_shim_too(kind) || process.descriptor_of(VM).is_ok_and(|vm| vm.is_some())
+        !self.kinds.is_shim_too(kind) || process.holds(VM).unwrap_or(false)
     }
 
-    /// Whether what a process runs is the file at `path` in our mount namespace, and nobody but its owner can have changed it.
-    fn is_file_of_ours(&self, path: &Path, running: &FileStat) -> bool {
-        stat(path)
-            .is_ok_and(|ours| (ours.st_dev, ours.st_ino) == (running.st_dev, running.st_ino) && self.is_nobody_elses(&ours))
-    }
-
-    fn is_nobody_elses(&self, file: &FileStat) -> bool {
-        let is_regular = SFlag::from_bits_truncate(file.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
-        is_regular && foreign::is_only_of(file, self.owner)
+    /// Whether what a process runs is the file of that path in our mount namespace, and nobody but its owner can have changed it. Of one
+    /// that is deleted only the latter can be told, which will do for who is known.
+    fn is_file_of_ours(&self, executable: &Executable, process: &Process, is_known: bool) -> Result<bool, Doubt> {
+        let running = process.executable_file()?;
+        if !foreign::is_regular_and_only_of(&running, self.owner) {
+            return Ok(false);
+        }
+        let is_same =
+            || executable.file_of_ours().is_ok_and(|ours| (ours.device, ours.inode) == (running.device, running.inode));
+        Ok(if executable.is_deleted { is_known } else { is_same() })
     }
 
     /// Whether a start time lies before `written`. Both clocks count whole seconds at best, so one second of grace.
     fn started_before(&self, start: u64, written: u64) -> bool {
         self.proc.time_of(start).is_some_and(|start| start <= written + 1)
-    }
-
-    /// Whether it has proved itself before. Its arguments are not asked for again: they lie in its own memory, and one that a guest has taken
-    /// over can keep who reads there waiting for as long as it likes (`access_remote_vm` waits for its mmap_lock).
-    fn is_recorded(&self, process: &Process, start: u64) -> bool {
-        self.recorded.contains(&(process.pid, start))
     }
 
     fn is_of_this_sandbox(&self, kind: &Kind, process: &Process) -> Result<bool, Doubt> {
@@ -346,7 +388,7 @@ mod tests {
             };
             let mut found = search.find();
             let proven = found.shims.iter().chain(&found.vmm);
-            let children = proven.flat_map(|one| one.process.children()).collect();
+            let children = proven.flat_map(|one| Child::all_of(&one.process)).collect();
             let known = found.vmm.as_ref().map(|vmm| vmm.process.pid);
             let helpers = known.map_or(Vec::new(), |vmm| search.helpers(children, &[vmm], &mut found.refused));
             let helpers = helpers.iter().map(|helper| helper.process.pid).collect();
@@ -484,9 +526,10 @@ mod tests {
         let mut host = Host::new();
         host.claim(100, Role::Vmm);
         host.claim(200, Role::Helper);
-        host.proc.add(&Fake { children: vec![300, 400], ..host.vmm() });
-        let helper = |pid: i32, name: &str, children: Vec<i32>| Fake {
+        host.proc.add(&Fake { children: vec![300, 400, 500], ..host.vmm() });
+        let helper = |pid: i32, parent: i32, name: &str, children: Vec<i32>| Fake {
             pid,
+            parent,
             executable: host.proc.executable(name),
             arguments: name.into(),
             numbers: format!("{pid}\t1"),
@@ -495,11 +538,13 @@ mod tests {
             ..host.vmm()
         };
         let fakes = [
-            helper(200, "virtiofsd", vec![201]),
-            helper(201, "virtiofsd", vec![]),
-            helper(300, "nydusd", vec![]),
-            helper(400, "sh", vec![401]),
-            helper(401, "virtiofsd", vec![]),
+            helper(200, 1, "virtiofsd", vec![201]),
+            helper(201, 200, "virtiofsd", vec![]),
+            helper(300, 100, "nydusd", vec![]),
+            helper(400, 100, "sh", vec![401]),
+            helper(401, 400, "virtiofsd", vec![]),
+            // Who was listed has ended, and another sandbox's has its number.
+            helper(500, 77, "virtiofsd", vec![]),
         ];
         for fake in &fakes {
             host.proc.add(fake);
@@ -514,7 +559,8 @@ mod tests {
         let mut host = Host::new();
         host.claim(100, Role::Vmm);
         host.claim(200, Role::Helper);
-        let helper = |pid: i32| Fake { pid, executable: host.proc.executable("virtiofsd"), threads: vec![], ..host.vmm() };
+        let executable = host.proc.executable("virtiofsd");
+        let helper = |pid: i32| Fake { pid, parent: 100, executable: executable.clone(), threads: vec![], ..host.vmm() };
         let fakes = [Fake { children: vec![300], ..host.vmm() }, helper(200), helper(300)];
         for fake in &fakes {
             host.proc.add(fake);

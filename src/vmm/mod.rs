@@ -8,6 +8,7 @@ pub mod vcpu;
 
 use nix::errno::Errno;
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::proc::{Membership, Process, Stat, unless_gone};
 use crate::vmm::kinds::Role;
@@ -82,21 +83,21 @@ impl Member {
     }
 
     /// Reads its threads, unless they are those that are known; true if they were read. One that ends meanwhile is left out, and one that
-    /// cannot be read is not taken for that.
-    pub fn look(&mut self) -> Result<bool, Error> {
+    /// cannot be read is not taken for that. There can be any number of them: at the deadline it is an error that not all are known.
+    pub fn look(&mut self, deadline: &Deadline) -> Result<bool, Error> {
         let tids = self.tids()?;
         let is_news = !self.threads.iter().map(|thread| thread.tid).eq(tids.iter().copied());
         if is_news {
-            self.read(&tids)?;
+            self.read(&tids, deadline)?;
         }
         self.locate_first();
         Ok(is_news)
     }
 
     /// Reads its threads anew, with what they do now.
-    pub fn read_threads(&mut self) -> Result<(), Error> {
+    pub fn read_threads(&mut self, deadline: &Deadline) -> Result<(), Error> {
         let tids = self.tids()?;
-        self.read(&tids)?;
+        self.read(&tids, deadline)?;
         self.locate_first();
         Ok(())
     }
@@ -106,8 +107,9 @@ impl Member {
         Ok(tids.unwrap_or_default())
     }
 
-    fn read(&mut self, tids: &[i32]) -> Result<(), Error> {
+    fn read(&mut self, tids: &[i32], deadline: &Deadline) -> Result<(), Error> {
         let thread = |tid: &i32| {
+            in_time(deadline)?;
             let unread = |errno| self.unread(&format!("task/{tid}/stat"), errno);
             let stat = unless_gone(self.process.thread_stat(*tid)).map_err(unread)?.filter(|stat| !stat.is_dead());
             Ok(stat.map(|stat| {
@@ -128,8 +130,9 @@ impl Member {
     }
 
     /// Asks every thread where it is; one that has ended is left out.
-    pub fn read_groups(&mut self) -> Result<(), Error> {
+    pub fn read_groups(&mut self, deadline: &Deadline) -> Result<(), Error> {
         let groups = |thread: &Thread| {
+            in_time(deadline)?;
             let unread = |errno| self.unread(&format!("task/{}/cgroup", thread.tid), errno);
             unless_gone(self.process.membership(thread.tid)).map_err(unread)
         };
@@ -161,8 +164,15 @@ impl Member {
     }
 }
 
+/// What a thread more is looked at under.
+fn in_time(deadline: &Deadline) -> Result<(), Error> {
+    if deadline.has_passed() { Err(deadline.passed("look at the VMM's threads")) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::testing::{Fake, FakeProc};
 
@@ -171,15 +181,20 @@ mod tests {
         let host = FakeProc::new();
         host.add(&Fake { threads: vec![101], ..Fake::default() });
         let mut member = Member::new(host.proc().process(100).unwrap().unwrap(), 6000, Role::Vmm);
+        let deadline = Deadline::after(Instant::now(), Duration::from_secs(60));
         let asked = |member: &Member| -> Vec<bool> { member.threads.iter().map(|thread| thread.groups.is_some()).collect() };
-        assert!(member.look().unwrap());
+        assert!(member.look(&deadline).unwrap());
         assert_eq!(asked(&member), [true, false], "the first alone");
-        member.read_groups().unwrap();
+        member.read_groups(&deadline).unwrap();
         assert_eq!(asked(&member), [true, true]);
-        assert!(!member.look().unwrap());
+        assert!(!member.look(&deadline).unwrap());
         assert_eq!(asked(&member), [true, false], "the others may be elsewhere by now");
         host.add(&Fake { threads: vec![101, 102], ..Fake::default() });
-        assert!(member.look().unwrap());
+        assert!(member.look(&deadline).unwrap());
         assert_eq!(member.threads.len(), 3);
+        let passed = Deadline::after(Instant::now(), Duration::ZERO);
+        for result in [member.read_threads(&passed), member.read_groups(&passed)] {
+            assert!(result.unwrap_err().to_string().contains("passed while about to look at the VMM's threads"));
+        }
     }
 }

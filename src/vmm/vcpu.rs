@@ -116,7 +116,7 @@ impl Signs<'_> {
                 None => {}
             }
         }
-        // Who shares its memory may hold a descriptor that it has closed itself.
+        // A process that shares the VMM's memory may hold the descriptor of a vCPU that the VMM has closed: KVM lists more then.
         vcpus.expected = match self.descriptors.len().max(listed.len()) {
             0 => None,
             count => Some(count.saturating_sub(vcpus.parked)),
@@ -175,29 +175,25 @@ pub fn of(
     patterns: &[Pattern],
     debugfs: Option<&Debugfs>,
 ) -> Result<Vcpus, Errno> {
-    let open = process.descriptors()?;
+    let open = process.descriptors_of_kvm()?;
     let vms: Vec<u64> = open.iter().filter(|(_, what)| what == VM).map(|(fd, _)| *fd).collect();
     let vcpu = |what: &[u8]| std::str::from_utf8(what.strip_prefix(b"anon_inode:kvm-vcpu:")?).ok()?.parse().ok();
     let descriptors = open.iter().filter_map(|(fd, what)| Some((*fd, vcpu(what)?))).collect();
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-    let known = debugfs.filter(|_| !vms.is_empty()).and_then(|debugfs| debugfs.vcpus(&tids, &vms));
+    let known = debugfs.and_then(|debugfs| debugfs.vcpus(&tids, &vms));
     let signs = Signs { threads, patterns, descriptors: &descriptors, debugfs: known.as_deref() };
     Ok(signs.tell(|tid| process.system_call(tid).ok().flatten(), |tid| may_run_vcpu_of(process, proc, tid)))
 }
 
 /// Whether a thread that is not among the listed ones may run one of its vCPUs: one that has come since, or of a process that shares its
-/// memory, as only those can (`kvm_vcpu_ioctl`) and which then runs the same file with the same arguments. Of what cannot be seen it is
-/// not ruled out.
+/// memory, as only those can (`kvm_vcpu_ioctl`). Of what cannot be seen it is not ruled out.
 fn may_run_vcpu_of(process: &Process, proc: &Proc, tid: i32) -> bool {
     if unless_gone(process.thread_stat(tid)) != Ok(None) {
         return true;
     }
-    let is_alike = |other: Process| {
-        let runs_the_same = other.executable()? == process.executable()?;
-        Ok(runs_the_same && other.arguments()? == process.arguments()?)
-    };
-    let is_alike = unless_gone(proc.process(tid).and_then(|other| other.map(is_alike).transpose()));
-    is_alike.map_or(true, |is_alike| is_alike.flatten().unwrap_or(false))
+    let shares_memory = |other: Process| Ok(other.stat()?.memory == process.stat()?.memory);
+    let shares_memory = unless_gone(proc.process(tid).and_then(|other| other.map(shares_memory).transpose()));
+    shares_memory.map_or(true, |shares| shares.flatten().unwrap_or(false))
 }
 
 #[cfg(test)]
@@ -397,15 +393,10 @@ mod tests {
             let (host, debugfs, process, threads) = qemu(descriptors, &[("100-9", &[(0, 101), (1, 300)])]);
             let told = || of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
             assert_eq!((told().parked, told().is_partial()), (1, false), "nobody bears that number");
-            let other = Fake { pid: 300, executable: host.executable("sh"), ..Fake::default() };
-            host.add(&other);
+            host.add(&Fake { pid: 300, memory: 2, ..Fake::default() });
             assert_eq!((told().parked, told().is_partial()), (1, false), "somebody else does");
-            let executable = process.executable().unwrap();
-            let another = Fake { executable: executable.clone(), arguments: "another".into(), ..other };
-            host.add(&another);
-            assert_eq!((told().parked, told().is_partial()), (1, false), "another VM's");
-            host.add(&Fake { arguments: Fake::default().arguments, ..another });
-            assert_eq!((told().parked, told().is_partial()), (0, true), "who runs the same");
+            host.add(&Fake { pid: 300, ..Fake::default() });
+            assert_eq!((told().parked, told().is_partial()), (0, true), "who shares its memory");
         }
     }
 }

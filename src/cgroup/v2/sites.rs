@@ -133,8 +133,8 @@ pub fn is_kata(group: &GroupPath) -> bool {
     group.rel.as_os_str() == "kata"
 }
 
-/// Whether all threads of a process must be where its first one is. On v2 they are, but for those in threaded groups, which none can be in
-/// whose process is in a group that is a domain and no root of threaded ones (cgroup-v2.rst, "Threads").
+/// Whether all threads of a process are where its first one is. On v2 only threaded groups can hold some elsewhere, and then the type of the
+/// process's own group reads "domain threaded"; of one that reads "domain" all are together (cgroup-v2.rst, "Threads").
 pub fn are_together(member: &Member, sites: &[Site]) -> bool {
     let hierarchies = || sites.iter().map(|site| &site.group.hierarchy);
     let Some(hierarchy) = hierarchies().next().filter(|_| hierarchies().all(|one| one.version == Version::V2)) else {
