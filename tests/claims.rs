@@ -47,8 +47,11 @@ fn exists(name: &str) -> bool {
 #[test]
 fn every_line_that_claims_something_has_a_mark_and_every_mark_what_holds_it() {
     let sections = claims().split("\n## ").filter(|section| !section.starts_with("What it does not protect against"));
+    // Of a table, all rows but its head and the rule below that.
+    let is_row = |line: &str| line.starts_with("| ") && !line.starts_with("| | ");
+    let claims_something = |line: &&str| line.starts_with("- ") || is_row(line);
     let unmarked: Vec<&str> =
-        sections.flat_map(str::lines).filter(|line| line.starts_with("- ") && mark_of(line).is_none()).collect();
+        sections.flat_map(str::lines).filter(claims_something).filter(|line| mark_of(line).is_none()).collect();
     assert!(unmarked.is_empty(), "{unmarked:#?}");
     let rows = rows();
     assert_eq!(marks(), rows.keys().copied().collect());
@@ -82,6 +85,23 @@ fn unsafe_code_is_allowed_in_sys_rs_alone() {
         sources_below(&src).into_iter().filter(|path| says(path, "unsafe_code") || says(path, "unsafe {")).collect();
     assert_eq!(allowing, [src.join("sys.rs")]);
     assert!(says(&Path::new(SOURCES).join("Cargo.toml"), "unsafe_code = \"deny\""));
+}
+
+/// NO_COLOR is for people who look at a table. What the environment says otherwise could lead root anywhere.
+#[test]
+fn the_environment_is_read_for_the_colours_of_a_table_alone() {
+    if !has_sources() {
+        return;
+    }
+    let src = Path::new(SOURCES).join("src");
+    let reads = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap();
+        let shipped = text.split("#[cfg(test)]").next().unwrap();
+        ["env::var", "env::home", "env::temp", "current_dir", "getenv"].iter().any(|word| shipped.contains(word))
+    };
+    let reading: Vec<PathBuf> = sources_below(&src).into_iter().filter(reads).collect();
+    assert_eq!(reading, [src.join("commands/status.rs")]);
+    assert_eq!(fs::read_to_string(&reading[0]).unwrap().matches("env::var").count(), 1);
 }
 
 #[test]

@@ -102,6 +102,34 @@ fn bundle_of(env: &Env, sandbox: &StandIn, quota: u64) -> Bundle {
     bundle.cpu(json!({ "quota": quota, "period": 100_000 }))
 }
 
+/// What others have left is seen to, at the cost of whoever comes next: a container that waits to start pays for a few.
+#[test]
+fn a_start_looks_at_eight_of_the_others_and_an_end_at_all() {
+    let Some(env) = Env::new() else { return };
+    env.configure(&stand_in_row());
+    let mut sandboxes: Vec<StandIn> = (0..21).map(|number| env.stand_in(&number.to_string(), VMM)).collect();
+    let bundles: Vec<Bundle> = sandboxes.iter().map(|sandbox| bundle_of(&env, sandbox, 100_000)).collect();
+    let hook = |stage: &str, number: usize| env.hook(stage).state(bundles[number].state(0)).run().succeeded();
+    let records = || fs::read_dir(env.state_dir()).unwrap().filter(|entry| is_record(entry.as_ref().unwrap())).count();
+    for number in 0..20 {
+        hook("createRuntime", number).logged("placed");
+    }
+    assert_eq!(records(), 20);
+    sandboxes.iter_mut().take(20).for_each(StandIn::kill);
+    // Each run has 200 ms for it, which on a slow host is enough for fewer.
+    hook("createRuntime", 20).logged("placed");
+    assert!((21 - 8..=21).contains(&records()), "{}", records());
+    for _ in 0..20 {
+        hook("poststop", 20);
+    }
+    assert_eq!(records(), 0);
+    env.assert_no_groups();
+}
+
+fn is_record(entry: &fs::DirEntry) -> bool {
+    entry.path().extension().is_some_and(|extension| extension == "json")
+}
+
 #[test]
 fn two_hundred_sandboxes_at_once_are_placed_and_released() {
     let Some(env) = Env::new() else { return };

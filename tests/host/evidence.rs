@@ -17,17 +17,22 @@ use crate::testenv::*;
 
 const NOBODY: u32 = 65534;
 
-/// A run that finds no VM it can believe in: nothing is touched, and no container fails over it.
+/// A run that finds no VM it can believe in: nothing is touched, no container fails over it, and the log says this.
 #[track_caller]
-fn assert_not_believed(env: &Env, state: &str, what: &str) {
+fn assert_told(env: &Env, state: &str, result: &str, why: &str) {
     let before = env.dump();
     for stage in ["prestart", "poststart"] {
         let run = env.hook(stage).state(state).run();
-        assert_eq!((run.code, run.stdout.as_str()), (Some(0), ""), "{what}: {run:#?}");
-        let result = run.only_log_line().get("result").to_owned();
-        assert!(result == "not-yet" || result == "refused", "{what}: {run:#?}");
-        before.assert_same(&env.dump(), what);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(0), ""), "{why}: {run:#?}");
+        assert!(run.logged(result).get("msg").contains(why), "{why}: {run:#?}");
+        before.assert_same(&env.dump(), why);
     }
+}
+
+/// Who is named or hinted at is refused, and that is told with the reason.
+#[track_caller]
+fn assert_not_believed(env: &Env, state: &str, why: &str) {
+    assert_told(env, state, "refused", why);
 }
 
 /// What stands where a file or a directory of root's should be says nothing, and that is told, with this reason; at the end nothing needs
@@ -46,6 +51,7 @@ fn assert_untrusted(env: &Env, state: &str, why: &str) {
     }
 }
 
+const NOT_THE_HOSTS: &str = "which is not the host's own file of that path, writable by root alone";
 const WRITABLE: &str = "can be written by others than root";
 const LINK: &str = "not to a directory beside it, or not root's";
 
@@ -118,7 +124,9 @@ fn a_pid_file_must_hold_a_pid() {
         ["", "\n", "x", "-1", "0", "1", "4294967296", "99999999999999999999", &format!("{pid} {pid}"), &format!("0x{pid:x}")]
     {
         sandbox.write_pid_file(text);
-        assert_not_believed(&env, &state, text);
+        // Somebody else's number is refused for who that is, and what is no number names nobody.
+        let (result, why) = if text == "1" { ("refused", "process 1 named by") } else { ("not-yet", "no VMM yet") };
+        assert_told(&env, &state, result, why);
     }
     fs::write(&file, format!("{pid}\n")).unwrap();
     assert_believed(&env, &state, "the pid");
@@ -130,7 +138,7 @@ fn a_process_that_started_after_the_file_that_names_it_was_written_is_another() 
     let (sandbox, file, state) = named_by_pid_file(&env);
     let handle = fs::File::options().write(true).open(&file).unwrap();
     handle.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
-    assert_not_believed(&env, &state, "a file of an hour ago");
+    assert_not_believed(&env, &state, "started after that was written, so another process has that number now");
     handle.set_modified(SystemTime::now()).unwrap();
     assert_believed(&env, &state, "a file of now");
     sandbox.assert_placed(&env.group());
@@ -230,7 +238,7 @@ fn a_name_that_only_begins_like_this_sandboxs_is_another() {
         if ours {
             assert_believed(&env, &state, &name);
         } else {
-            assert_not_believed(&env, &state, &name);
+            assert_not_believed(&env, &state, "has no argument that names this sandbox");
         }
         let (id, scratch) = (sandbox.id.clone(), env.dir.join(format!("{}.qemu", sandbox.id)));
         drop(sandbox);
@@ -246,8 +254,10 @@ fn the_states_pid_is_a_hint_that_has_to_prove_itself() {
     let own = env.sandbox().layout(Layout::Unnamed).start();
     let sleeper = Process::sleeping();
     let bundle = env.bundle();
-    for pid in [other.pid, sleeper.pid(), 1, std::process::id().try_into().unwrap()] {
-        assert_not_believed(&env, &bundle.state(pid), "somebody else's pid");
+    assert_not_believed(&env, &bundle.state(other.pid), "has no argument that names this sandbox");
+    // What looks like no VMM is no news: in a runc pod it is the tenant's own process.
+    for pid in [sleeper.pid(), std::process::id().try_into().unwrap()] {
+        assert_told(&env, &bundle.state(pid), "not-yet", "no VMM yet");
     }
     assert_believed(&env, &bundle.state(own.pid), "the VMM's own");
     own.assert_placed(&env.group());
@@ -288,7 +298,7 @@ fn a_vmms_file_must_be_in_the_table() {
     env.configure("");
     let sandbox = env.sandbox().binary(&file).start();
     let state = env.bundle().state(sandbox.pid);
-    assert_not_believed(&env, &state, "not in the table");
+    assert_not_believed(&env, &state, "which is no VMM or helper that is known");
     env.configure(&qemu_row(&file));
     assert_believed(&env, &state, "in the table");
     sandbox.assert_placed(&env.group());
@@ -302,11 +312,11 @@ fn a_vmms_file_must_be_roots_and_nobody_elses_to_write() {
     let state = env.bundle().state(sandbox.pid);
     for mode in [0o757, 0o775] {
         set_mode(&file, mode);
-        assert_not_believed(&env, &state, "a file that others may write");
+        assert_not_believed(&env, &state, NOT_THE_HOSTS);
     }
     set_mode(&file, 0o755);
     chown(&file, Some(NOBODY), None).unwrap();
-    assert_not_believed(&env, &state, "nobody's file");
+    assert_not_believed(&env, &state, NOT_THE_HOSTS);
     chown(&file, Some(0), None).unwrap();
     assert_believed(&env, &state, "root's alone");
 }
@@ -321,7 +331,7 @@ fn a_file_of_the_tables_name_at_another_place_is_another_file() {
     let aside = env.dir.join("aside");
     fs::rename(&file, &aside).unwrap();
     fs::copy(&aside, &file).unwrap();
-    assert_not_believed(&env, &state, "the same bytes, another file");
+    assert_not_believed(&env, &state, "aside, which is no VMM or helper that is known");
     fs::rename(&aside, &file).unwrap();
     assert_believed(&env, &state, "the file itself");
 }
@@ -337,7 +347,7 @@ fn a_file_that_an_upgrade_deleted_is_believed_of_a_process_that_root_named() {
     fs::remove_file(&file).unwrap();
     fs::copy("/usr/bin/qemu-system-x86_64", &file).unwrap();
     let state = env.bundle().state(sandbox.pid);
-    assert_not_believed(&env, &state, "named by the state alone");
+    assert_not_believed(&env, &state, NOT_THE_HOSTS);
     sandbox.write_pid_file(&text);
     assert_believed(&env, &state, "named by root's file");
     sandbox.assert_placed(&env.group());
@@ -357,7 +367,7 @@ fn a_vmm_must_run_as_the_owner_of_its_runtime_directory() {
             assert_believed(&env, &state, "root's");
             sandbox.assert_placed(&env.group());
         } else {
-            assert_not_believed(&env, &state, "nobody's");
+            assert_not_believed(&env, &state, "does not run as root with all its user ids");
         }
     }
 }
@@ -374,7 +384,7 @@ fn a_vmm_must_live_in_the_hosts_pid_namespace() {
             assert_believed(&env, &state, "the host's");
             sandbox.assert_placed(&env.group());
         } else {
-            assert_not_believed(&env, &state, "a container's");
+            assert_not_believed(&env, &state, "is in a pid namespace of its own, not in the host's");
         }
     }
 }

@@ -97,6 +97,53 @@ fn time_that_runs_out_on_the_way_in_undoes_what_was_done() {
     }
 }
 
+/// The writes into groups of a placing: the first and the last that sets something before anybody is moved, and the last that moves
+/// somebody.
+fn writes_of_placing(env: &Env, sandbox: &Sandbox, bundle: &Bundle) -> [usize; 3] {
+    let calls = calls_of(env, env.hook("prestart").state(bundle.state(sandbox.pid)));
+    sandbox.release(bundle);
+    let moves = |call: &&Call| ["/tasks", "/cgroup.threads", "/cgroup.procs"].iter().any(|list| call.path.ends_with(list));
+    let writes: Vec<&Call> = calls.iter().filter(|call| call.name == "write" && call.is_on_group()).collect();
+    let sets: Vec<&Call> = writes.iter().copied().take_while(|call| !moves(call)).collect();
+    [sets[0], sets[sets.len() - 1], writes.into_iter().rfind(moves).unwrap()].map(|call| call.number)
+}
+
+#[test]
+fn time_that_runs_out_between_two_writes_undoes_what_was_done_before_anybody_is_moved() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    let [first, last, _] = writes_of_placing(&env, &sandbox, &bundle);
+    env.configure("deadline-ms = 300\n");
+    let before = env.dump();
+    for (write, ahead) in [(first, "set limits"), (last, "move threads")] {
+        let strace = Strace::inject(&env, &[&format!("write:delay_exit=600000:when={write}")]);
+        let run = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run().failed_with(1);
+        assert!(run.stderr.contains(&format!("deadline of 300 ms (deadline-ms) passed while about to {ahead}")), "{run:#?}");
+        before.assert_same(&env.dump(), ahead);
+    }
+}
+
+#[test]
+fn what_cannot_be_undone_is_said_as_well_and_left_to_the_next_run() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    let [_, _, last_move] = writes_of_placing(&env, &sandbox, &bundle);
+    let refused = format!("write:error=EINVAL:when={last_move}");
+    let strace = Strace::inject(&env, &[&refused, "?rmdir,unlinkat:error=EBUSY"]);
+    let run = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run().failed_with(1);
+    assert_eq!(run.stderr.lines().count(), 1, "{run:#?}");
+    let (cause, left) = run.stderr.split_once("; and undoing: ").unwrap_or_else(|| panic!("{run:#?}"));
+    assert!(cause.contains("EINVAL") && left.contains("remove ") && left.contains("EBUSY"), "{run:#?}");
+    run.logged("failed");
+    for tid in sandbox.vcpu_threads() {
+        assert!(CONTROLLERS.iter().all(|controller| !place_of(tid, controller).unwrap().contains("kata_")), "moved back");
+    }
+    sandbox.release(&bundle).logged("released");
+    env.assert_no_groups();
+}
+
 #[test]
 fn a_sigterm_on_the_way_in_undoes_what_was_done() {
     let Some(env) = Env::new() else { return };

@@ -186,3 +186,16 @@ fn for_what_is_no_vm_sandbox_neither_proc_nor_the_bundle_is_opened() {
     assert!(!trace.contains(&bundle.dir.join("config.json").display().to_string()), "{trace}");
     assert!(!trace.lines().any(|line| line.contains("\"/proc") && !line.contains("\"/proc/self/")), "{trace}");
 }
+
+/// On a file system of a tenant's own it is he who would have to answer, and who may never do so.
+#[test]
+fn whoever_serves_an_executable_is_not_asked_which_file_it_is() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().virtiofsd().start();
+    let calls = calls_of(&env, env.hook("createRuntime").state(env.bundle().state(sandbox.pid)));
+    sandbox.assert_placed(&env.group());
+    let looks = |name: &str| calls.iter().filter(|call| call.name == name && call.line.contains("\"exe\"")).collect::<Vec<_>>();
+    let (asked, unasked) = (looks("newfstatat"), looks("statx"));
+    assert!(asked.is_empty(), "{asked:#?}", asked = asked.iter().map(|call| &call.line).collect::<Vec<_>>());
+    assert!(unasked.len() >= 2 && unasked.iter().all(|call| call.line.contains("AT_STATX_DONT_SYNC")));
+}

@@ -213,6 +213,33 @@ fn a_state_directory_that_is_not_roots_own_is_refused_and_one_that_is_made_is() 
     assert_eq!(modes, [0o700, 0o600]);
 }
 
+/// Those that are there for as long as a run takes.
+#[test]
+fn a_link_in_the_place_of_a_lock_or_of_a_record_that_is_being_written_is_not_followed() {
+    let Some(env) = Env::new() else { return };
+    let sandbox = env.sandbox().start();
+    let bundle = env.bundle();
+    fs::create_dir(env.state_dir()).unwrap();
+    set_mode(&env.state_dir(), 0o700);
+    let victim = env.dir.join("victim");
+    for name in [format!("{}.lock", env.name), format!(".{}.json.tmp", env.name)] {
+        let link = env.state_dir().join(&name);
+        for target in [victim.clone(), env.dir.join("none")] {
+            fs::write(&victim, "not the hook's").unwrap();
+            symlink(&target, &link).unwrap();
+            let run = env.hook("createRuntime").state(bundle.state(sandbox.pid)).run().failed_with(1);
+            assert!(run.stderr.contains("ELOOP"), "{name}: {run:#?}");
+            env.assert_no_groups();
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "not the hook's");
+            assert!(!env.dir.join("none").exists());
+            // The hook may have removed it, as whatever is left of a record that could not be written.
+            let _ = fs::remove_file(&link);
+        }
+    }
+    sandbox.place(&bundle);
+    sandbox.assert_placed(&env.group());
+}
+
 /// Exchanges what is at two paths for each other, for as long as it is asked to; how often it came to that.
 fn swap_until(stop: &AtomicBool, one: &Path, other: &Path) -> usize {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -244,7 +271,12 @@ fn what_is_exchanged_while_the_hook_looks_leads_it_nowhere_else() {
     fs::create_dir(&victim).unwrap();
     set_mode(&victim, 0o700);
     write_file(&victim.join("config.json"), 0o600, &json!({ "linux": { "cgroupsPath": "/kch-never" } }).to_string());
-    let (stranger, record) = (Process::sleeping(), env.state_dir().join(format!("{}.json", env.name)));
+    // The hook would take it for the sandbox's VMM if it followed a link to what names it.
+    let program = env.dir.join("vmm");
+    copy_program(std::env::current_exe().unwrap(), &program);
+    env.configure(&row_of_vmm(&program));
+    let stranger = StandIn::started_as(&env.name, VMM, &program, &[]);
+    let record = env.state_dir().join(format!("{}.json", env.name));
     write_file(&victim.join("pid"), 0o600, &format!("{}\n", stranger.pid()));
     let never = fs::read_to_string(&record).unwrap().replace("/pod/kata_", "/kch-never/kata_");
     write_file(&victim.join("record"), 0o600, &never);

@@ -31,13 +31,13 @@ fn names_that_it_gives_its_threads_free_none_of_them_and_bring_in_nobody_elses()
     let (mut vm, bundle, group) = placed(&env, "taken-over");
     let (neighbour, _, neighbours_group) = placed(&env, "neighbour");
     let before = vm.vcpu_threads();
-    vm.tell("rename vcpu1 worker");
+    vm.tell("rename CPU 1/KVM to worker");
     wait_until("a thread of another name", || vm.vcpu_threads().len() == 1);
     env.hook("poststart").state(bundle.state(vm.pid())).run().succeeded();
     for controller in CPU_CONTROLLERS {
         assert_eq!(constrained_at(&group, controller).threads(), before, "{controller}");
     }
-    vm.tell("rename vcpu0 worker");
+    vm.tell("rename CPU 0/KVM to worker");
     wait_until("no thread of that name", || vm.vcpu_threads().is_empty());
     env.hook("poststart").state(bundle.state(vm.pid())).run().succeeded();
     for controller in CPU_CONTROLLERS {
@@ -166,7 +166,7 @@ fn one_with_ten_thousand_threads_that_are_all_called_vcpus_is_limited_whole_and_
     let number = (10_000 / stride()).max(300);
     vm.tell(&format!("swarm {number}"));
     wait_until("its threads", || {
-        threads_of(vm.pid()).iter().filter(|thread| thread.name.starts_with("vcpu")).count() >= number
+        threads_of(vm.pid()).iter().filter(|thread| thread.name.starts_with("CPU ")).count() >= number
     });
     let run = env.hook("createRuntime").state(bundle.state(vm.pid())).run().succeeded();
     assert_eq!(run.logged("placed").get("vcpus"), format!("{}/-", number + 2));

@@ -23,7 +23,7 @@ use super::sandbox::process_of;
 const BE_A_VMM: &str = "KCH_TEST_BE_A_VMM";
 /// The number that was given last; the next is one more.
 pub(crate) const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
-const VCPUS: [&str; 2] = ["vcpu0", "vcpu1"];
+const VCPUS: [&str; 2] = ["CPU 0/KVM", "CPU 1/KVM"];
 
 pub(crate) struct StandIn {
     pub(crate) id: String,
@@ -42,7 +42,9 @@ pub(crate) fn be_a_vmm() {
     for line in std::io::stdin().lines() {
         match line.unwrap().split_once(' ').unwrap() {
             ("rename", names) => rename(names),
-            ("swarm", number) => (0..number.parse().unwrap()).for_each(|number: usize| beget_idle(&format!("vcpu{number}"))),
+            ("swarm", number) => {
+                (0..number.parse().unwrap()).for_each(|number: usize| beget_idle(&format!("CPU {number}/KVM")));
+            }
             ("number", number) => beget_thread_with_number(number.parse().unwrap()),
             ("leave", _) => leave(),
             ("brood", number) => brood.extend(beget_processes_that_stay(number.parse().unwrap())),
@@ -66,9 +68,9 @@ fn beget_idle(name: &str) {
     std::thread::Builder::new().name(name.to_owned()).stack_size(64 << 10).spawn(idle).unwrap();
 }
 
-/// Gives each thread with the first name the second.
+/// Gives each thread with the first name the second, which stands behind a "to".
 fn rename(names: &str) {
-    let (from, to) = names.split_once(' ').unwrap();
+    let (from, to) = names.split_once(" to ").unwrap();
     for thread in threads_of(std::process::id().try_into().unwrap()).iter().filter(|thread| thread.name == from) {
         fs::write(format!("/proc/self/task/{}/comm", thread.tid), to).unwrap();
     }
@@ -76,7 +78,7 @@ fn rename(names: &str) {
 
 fn beget_threads() {
     loop {
-        std::thread::Builder::new().name("vcpu7".to_owned()).spawn(std::thread::yield_now).unwrap().join().unwrap();
+        std::thread::Builder::new().name("CPU 7/KVM".to_owned()).spawn(std::thread::yield_now).unwrap().join().unwrap();
     }
 }
 
@@ -140,7 +142,7 @@ pub(crate) fn stand_in_row() -> String {
 /// The same for a copy of it.
 pub(crate) fn row_of_vmm(program: &Path) -> String {
     let program = program.display();
-    format!("[[vmm]]\nname = \"stand-in\"\nrole = \"vmm\"\nexecutables = [\"{program}\"]\nvcpu-threads = \"vcpu*\"\n")
+    format!("[[vmm]]\nname = \"stand-in\"\nrole = \"vmm\"\nexecutables = [\"{program}\"]\nvcpu-threads = \"CPU */KVM\"\n")
 }
 
 impl Env {
