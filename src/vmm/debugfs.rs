@@ -53,7 +53,7 @@ impl Debugfs {
     /// The vCPUs of the VMs of a VMM with these `threads`, of which an honest one has one; `None` if KVM shows none. A VM is known by the thread
     /// that made it, whatever has become of its descriptor.
     ///
-    /// Where a VM of its `descriptors` was made by none of them, by a thread that has ended, all VMs are asked who runs them.
+    /// Where none of them has made one, or not one of its `descriptors`, whose maker has ended then, all VMs are asked who runs them.
     pub fn vcpus(&self, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
         let names = list(open_dir(&self.kvm, ".").ok()?).ok()?;
         let vms = names.iter().filter_map(|name| vm_of(name).map(|(tid, fd)| (tid, fd, name)));
@@ -63,7 +63,7 @@ impl Debugfs {
             vcpus.extend(self.vcpus_in(name).ok()?);
         }
         let is_ours = |descriptor: &u64| made_by_us.iter().any(|(_, fd, _)| fd == descriptor);
-        if !descriptors.iter().all(is_ours) {
+        if made_by_us.is_empty() || !descriptors.iter().all(is_ours) {
             let is_run_by_us = |vcpus: &Vec<Vcpu>| vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid));
             vcpus.extend(others.iter().filter_map(|(_, _, name)| self.vcpus_in(name).ok().filter(is_run_by_us)).flatten());
         }
@@ -144,7 +144,9 @@ mod tests {
     fn a_vm_whose_maker_is_gone_is_found_by_its_vcpus() {
         let (_dir, debugfs) = debugfs(&[("7-11", &[(0, 201)]), ("8-11-x", &[(0, 101)])]);
         assert_eq!(tids(debugfs.vcpus(&[100, 101], &[11])), Some(vec![101]));
-        assert_eq!(tids(debugfs.vcpus(&[100, 101], &[12])), Some(vec![101]), "whatever number its descriptor has by now");
+        for descriptors in [&[12][..], &[]] {
+            assert_eq!(tids(debugfs.vcpus(&[100, 101], descriptors)), Some(vec![101]), "whatever has become of its descriptor");
+        }
     }
 
     #[test]

@@ -266,11 +266,12 @@ fn what_is_exchanged_while_the_hook_looks_leads_it_nowhere_else() {
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
     sandbox.place(&bundle);
+    let never = format!("{}-never", env.name);
     // Root's alone, so that it is for nothing but the link that it does not count.
     let victim = env.dir.join("victim");
     fs::create_dir(&victim).unwrap();
     set_mode(&victim, 0o700);
-    write_file(&victim.join("config.json"), 0o600, &json!({ "linux": { "cgroupsPath": "/kch-never" } }).to_string());
+    write_file(&victim.join("config.json"), 0o600, &json!({ "linux": { "cgroupsPath": format!("/{never}") } }).to_string());
     // The hook would take it for the sandbox's VMM if it followed a link to what names it.
     let program = env.dir.join("vmm");
     copy_program(std::env::current_exe().unwrap(), &program);
@@ -278,8 +279,8 @@ fn what_is_exchanged_while_the_hook_looks_leads_it_nowhere_else() {
     let stranger = StandIn::started_as(&env.name, VMM, &program, &[]);
     let record = env.state_dir().join(format!("{}.json", env.name));
     write_file(&victim.join("pid"), 0o600, &format!("{}\n", stranger.pid()));
-    let never = fs::read_to_string(&record).unwrap().replace("/pod/kata_", "/kch-never/kata_");
-    write_file(&victim.join("record"), 0o600, &never);
+    let forged = fs::read_to_string(&record).unwrap().replace("/pod/kata_", &format!("/{never}/kata_"));
+    write_file(&victim.join("record"), 0o600, &forged);
     let home = || CONTROLLERS.map(|controller| place_of(stranger.pid(), controller));
     let strangers_home = home();
     let content = || {
@@ -304,8 +305,8 @@ fn what_is_exchanged_while_the_hook_looks_leads_it_nowhere_else() {
         (bundle.config_json(), link_to(&victim.join("config.json"), "config-link")),
     ];
     let is_led_astray = || {
-        let below = everywhere(&format!("{}/kch-never", env.top()));
-        !groups_named("kch-never").is_empty() || below.iter().any(Group::exists)
+        let below = everywhere(&format!("{}/{never}", env.top()));
+        !groups_named(&never).is_empty() || below.iter().any(Group::exists)
     };
     for (one, other) in &pairs {
         sandbox.place(&bundle);

@@ -3,7 +3,9 @@
 //! It gains nothing over anybody else by that: whatever it has is in its own sandbox's groups or where it was, nobody waits for it
 //! longer than the deadline, and its end leaves nothing. That those of its threads which are no vCPUs have no CPU limit is by design.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use crate::testenv::*;
 
@@ -45,6 +47,39 @@ fn names_that_it_gives_its_threads_free_none_of_them_and_bring_in_nobody_elses()
     }
     assert_eq!(limits_at(&group), Limits::none().quota(150_000).shares(1536));
     neighbour.assert_placed(&neighbours_group);
+}
+
+/// KVM runs a vCPU whose VM nobody has a descriptor of any more, and goes on knowing who does.
+#[test]
+fn closing_the_descriptor_of_its_vm_frees_none_of_its_vcpus_though_others_are_called_so() {
+    for maker in ["by itself", "by a thread that ends"] {
+        let Some(env) = Env::with_kvm() else { return };
+        env.configure(&stand_in_row());
+        let mut vm = env.stand_in("taken-over", VMM);
+        let bundle = env.bundle_of(Engine::Single, Kind::Workload, &vm.id, &vm.id);
+        let place = |vm: &StandIn| env.hook("poststart").state(bundle.state(vm.pid())).run().succeeded();
+        vm.tell(&format!("kvm {maker}"));
+        let vcpus =
+            || threads_of(vm.pid()).into_iter().filter(|thread| thread.name == VCPU_IN_DISGUISE).map(|thread| thread.tid);
+        wait_until("its vCPUs", || vcpus().count() == 2);
+        assert_eq!(place(&vm).logged("placed").get("vcpus"), "2/2", "{maker}");
+        let vcpus: BTreeSet<i32> = vcpus().collect();
+        let group = format!("{}/pod/kata_{}", env.top(), vm.id);
+        let limited = || CPU_CONTROLLERS.map(|controller| constrained_at(&group, controller).threads());
+        assert!(limited().iter().all(|threads| *threads == vcpus), "{maker}: {vcpus:?}, {:?}", limited());
+        vm.tell("kvm closed");
+        wait_until("the descriptor to be closed", || !holds_a_vm(vm.pid()));
+        let run = place(&vm);
+        assert!(limited().iter().all(|threads| *threads == vcpus), "{maker}: {vcpus:?}, {:?}: {run:#?}", limited());
+        vm.kill();
+        env.hook("poststop").state(bundle.state(0)).run().succeeded().logged("released");
+        env.assert_no_groups();
+    }
+}
+
+fn holds_a_vm(pid: i32) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok()).any(|what| what == Path::new("anon_inode:kvm-vm"))
 }
 
 #[test]

@@ -16,6 +16,7 @@ use nix::sys::signal::{SigHandler, Signal};
 use super::cgroup::{constrained_at, domains_at};
 use super::env::{Env, set_mode, wait_until, write_file};
 use super::hierarchy::CPU_CONTROLLERS;
+use super::kvm::Vm;
 use super::process::{Process, threads_of};
 use super::sandbox::process_of;
 
@@ -38,7 +39,7 @@ pub(crate) fn be_a_vmm() {
         return;
     }
     VCPUS.into_iter().for_each(beget_idle);
-    let mut brood = Vec::new();
+    let (mut brood, mut machine) = (Vec::new(), None);
     for line in std::io::stdin().lines() {
         match line.unwrap().split_once(' ').unwrap() {
             ("rename", names) => rename(names),
@@ -47,6 +48,9 @@ pub(crate) fn be_a_vmm() {
             }
             ("number", number) => beget_thread_with_number(number.parse().unwrap()),
             ("leave", _) => leave(),
+            ("kvm", "by itself") => machine = Some(beget_vcpus(Vm::make())),
+            ("kvm", "by a thread that ends") => machine = Some(beget_vcpus(std::thread::spawn(Vm::make).join().unwrap())),
+            ("kvm", "closed") => drop(machine.take()),
             ("brood", number) => brood.extend(beget_processes_that_stay(number.parse().unwrap())),
             ("storm", _) => drop([std::thread::spawn(beget_threads), std::thread::spawn(beget_processes)]),
             ("exec", line) => {
@@ -66,6 +70,17 @@ fn idle() {
 
 fn beget_idle(name: &str) {
     std::thread::Builder::new().name(name.to_owned()).stack_size(64 << 10).spawn(idle).unwrap();
+}
+
+/// Its vCPUs are run by threads of this name.
+pub(crate) const VCPU_IN_DISGUISE: &str = "worker";
+
+fn beget_vcpus(vm: Vm) -> Vm {
+    for vcpu in (0..2).map(|number| vm.vcpu(number)) {
+        let run = move || vcpu.run_for_ever();
+        std::thread::Builder::new().name(VCPU_IN_DISGUISE.to_owned()).stack_size(64 << 10).spawn(run).unwrap();
+    }
+    vm
 }
 
 /// Gives each thread with the first name the second, which stands behind a "to".
