@@ -28,7 +28,7 @@
 //! | [`oci`] | state, bundle, sandbox |
 //! | [`vmm`] | kinds (the table), runtime (Kata's directories), find (the proof), vcpu, debugfs |
 //! | [`cgroup`] | mounts, path (the names), group (one of them), site (what stands where ours are to be), v1 and v2 (where they are to be: sites; what they are to hold: values), settings, demand, cpulist, file, leftover (what stands of ours in the end), orphan (what no record knows) |
-//! | [`plan`], [`apply`], [`record`] | as in the picture |
+//! | [`plan`], [`apply`], [`record`], [`store`] | as in the picture; where the records are kept |
 //! | [`proc`], [`foreign`], [`sys`] | the one reader of /proc; reading files that others wrote; the system calls by hand |
 //! | [`log`], [`error`], [`deadline`], [`order`] | the log line; what can go wrong; how much time is left; short lists in order |
 
@@ -53,6 +53,7 @@ pub mod plan;
 pub mod proc;
 pub mod record;
 pub mod status;
+pub mod store;
 pub mod sys;
 #[cfg(test)]
 mod testing;

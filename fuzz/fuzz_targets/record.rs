@@ -9,7 +9,8 @@ use kata_cgroup_hook::cgroup::demand::Demand;
 use kata_cgroup_hook::cgroup::group::locate;
 use kata_cgroup_hook::cgroup::mounts::{Hierarchy, Top, Version};
 use kata_cgroup_hook::cgroup::path::SandboxPath;
-use kata_cgroup_hook::record::{SCHEMA, Store};
+use kata_cgroup_hook::record::SCHEMA;
+use kata_cgroup_hook::store::Store;
 use kata_cgroup_hook_fuzz::{is_below, owner};
 use libfuzzer_sys::fuzz_target;
 

@@ -9,7 +9,8 @@ use crate::cgroup::v2::sites::DEFAULT_WEIGHT;
 use crate::cgroup::{Controller, Part, file};
 use crate::commands::Run;
 use crate::error::Error;
-use crate::record::{Adopted, Record, RecordedGroup, RecordedProcess, Store};
+use crate::record::{Adopted, Record, RecordedGroup, RecordedProcess};
+use crate::store::Store;
 use crate::vmm::kinds::Role;
 use crate::vmm::{Member, Vm};
 

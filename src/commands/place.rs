@@ -9,7 +9,7 @@ use crate::commands::{Run, bookkeeping, containers, vm};
 use crate::error::Error;
 use crate::log::Outcome;
 use crate::oci::bundle::Bundle;
-use crate::record::Store;
+use crate::store::Store;
 
 /// Places the sandbox of `subject`.
 pub(super) fn run(run: &mut Run, subject: &Subject, bundle: &Bundle) -> Result<(), Error> {

@@ -25,7 +25,8 @@ use crate::error::Error;
 use crate::log::{Outcome, Report};
 use crate::order;
 use crate::plan::Step;
-use crate::record::{Progress, Record, RecordedGroup, Store};
+use crate::record::{Progress, Record, RecordedGroup};
+use crate::store::Store;
 use crate::vmm::runtime::RuntimeDirs;
 
 /// The word for a run in the log.

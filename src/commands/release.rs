@@ -24,7 +24,8 @@ use crate::log::{Outcome, Report};
 use crate::oci::bundle::Bundle;
 use crate::oci::sandbox::Role;
 use crate::plan::{self, Plan, Step};
-use crate::record::{Progress, Record, Store};
+use crate::record::{Progress, Record};
+use crate::store::Store;
 use crate::vmm::Vm;
 
 /// How often it is looked again for what has become empty meanwhile.

@@ -18,7 +18,8 @@ use crate::deadline::{Backoff, Deadline};
 use crate::error::Error;
 use crate::log::Outcome;
 use crate::plan::{self, Plan};
-use crate::record::{Progress, Record, Store};
+use crate::record::{Progress, Record};
+use crate::store::Store;
 use crate::vmm::Vm;
 
 /// How many plans may be done one after the other before something is fighting us.

@@ -14,9 +14,10 @@ use crate::config::Config;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::log;
-use crate::record::{Record, Store};
+use crate::record::Record;
 use crate::status::words::Look;
 use crate::status::{Report, Sandbox, table, tree};
+use crate::store::Store;
 use crate::vmm::runtime;
 
 /// Shows the sandboxes.

@@ -11,7 +11,7 @@ use crate::log::Outcome;
 use crate::oci::bundle::{self, Bundle};
 use crate::oci::sandbox::{Role, Sandbox};
 use crate::oci::state::State;
-use crate::record::Store;
+use crate::store::Store;
 use crate::vmm::runtime::RuntimeDirs;
 
 /// A VM sandbox's container.
