@@ -65,6 +65,13 @@ impl Plan {
         self.steps.iter().any(|step| matches!(step, Step::MoveProcess { pid, to, .. } if Some(*pid) == vmm && is_limited(to)))
     }
 
+    /// Whether all that it does is to set what /kata weighs, which every sandbox that comes and goes changes for all.
+    pub fn only_weighs_kata(&self) -> bool {
+        let is_weight =
+            |step: &Step| matches!(step, Step::Set { group, file, .. } if v2::sites::is_weight_of_kata(group, file));
+        !self.steps.is_empty() && self.steps.iter().all(is_weight)
+    }
+
     /// Whether it would write once more what `error` says was refused. A thread that follows its process is another case than
     /// the same thread by itself.
     pub fn repeats(&self, error: &Error) -> bool {
@@ -635,6 +642,17 @@ mod tests {
         assert!(alone.repeats(&error));
         let together = place(&vm("0::/engine", "0::/engine"), &sites, &demand()).unwrap();
         assert!(!together.repeats(&error));
+    }
+
+    #[test]
+    fn what_kata_weighs_alone_is_told_from_everything_else() {
+        let v2 = testing::unified(&[Controller::Cpu]);
+        let weigh =
+            |group: &str| Step::Set { group: GroupPath::new(&v2, group), file: cgroup::file::WEIGHT, value: "200".into() };
+        let plan = |steps: Vec<Step>| Plan { steps, ..Plan::default() };
+        assert!(plan(vec![weigh("kata")]).only_weighs_kata());
+        assert!(!plan(vec![weigh("kata"), weigh("kata/kata_x")]).only_weighs_kata());
+        assert!(!plan(vec![]).only_weighs_kata());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Each call refused once is `refused`'s.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -97,15 +98,16 @@ fn time_that_runs_out_on_the_way_in_undoes_what_was_done() {
     }
 }
 
-/// The writes into groups of a placing: the first and the last that sets something before anybody is moved, and the last that moves
-/// somebody.
-fn writes_of_placing(env: &Env, sandbox: &Sandbox, bundle: &Bundle) -> [usize; 3] {
+/// The files in groups of the sandbox's own that a placing writes to: the first and the last that sets something before anybody is
+/// moved, and the last that moves somebody. What other sandboxes share is written or not, as these come and go.
+fn files_written_by_placing(env: &Env, sandbox: &Sandbox, bundle: &Bundle) -> [PathBuf; 3] {
     let calls = calls_of(env, env.hook("prestart").state(bundle.state(sandbox.pid)));
     sandbox.release(bundle);
-    let moves = |call: &&Call| ["/tasks", "/cgroup.threads", "/cgroup.procs"].iter().any(|list| call.path.ends_with(list));
-    let writes: Vec<&Call> = calls.iter().filter(|call| call.name == "write" && call.is_on_group()).collect();
-    let sets: Vec<&Call> = writes.iter().copied().take_while(|call| !moves(call)).collect();
-    [sets[0], sets[sets.len() - 1], writes.into_iter().rfind(moves).unwrap()].map(|call| call.number)
+    let moves = |path: &&str| ["/tasks", "/cgroup.threads", "/cgroup.procs"].iter().any(|list| path.ends_with(list));
+    let is_write = |call: &&Call| call.name == "write" && call.is_on_group() && call.path.contains(&env.name);
+    let paths: Vec<&str> = calls.iter().filter(is_write).map(|call| call.path.as_str()).collect();
+    let sets: Vec<&str> = paths.iter().copied().take_while(|path| !moves(path)).collect();
+    [sets[0], sets[sets.len() - 1], paths.into_iter().rfind(moves).unwrap()].map(PathBuf::from)
 }
 
 #[test]
@@ -113,13 +115,13 @@ fn time_that_runs_out_between_two_writes_undoes_what_was_done_before_anybody_is_
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
-    let [first, last, _] = writes_of_placing(&env, &sandbox, &bundle);
+    let [first, last, _] = files_written_by_placing(&env, &sandbox, &bundle);
     // What an emulated CPU needs under strace for all the rest is less as well.
     let deadline = if stride() == 1 { 300 } else { 4000 };
     env.configure(&format!("deadline-ms = {deadline}\n"));
     let before = env.dump();
-    for (write, ahead) in [(first, "set limits"), (last, "move threads")] {
-        let strace = Strace::inject(&env, &[&format!("write:delay_exit={}:when={write}", (deadline + 300) * 1000)]);
+    for (file, ahead) in [(first, "set limits"), (last, "move threads")] {
+        let strace = Strace::inject(&env, &[&format!("write:delay_exit={}", (deadline + 300) * 1000)]).only_on(file);
         let run = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run().failed_with(1);
         let passed = format!("deadline of {deadline} ms (deadline-ms) passed while about to {ahead}");
         assert!(run.stderr.contains(&passed), "{run:#?}");
@@ -132,10 +134,13 @@ fn what_cannot_be_undone_is_said_as_well_and_left_to_the_next_run() {
     let Some(env) = Env::new() else { return };
     let sandbox = env.sandbox().start();
     let bundle = env.bundle();
-    let [_, _, last_move] = writes_of_placing(&env, &sandbox, &bundle);
-    let refused = format!("write:error=EINVAL:when={last_move}");
-    let strace = Strace::inject(&env, &[&refused, "?rmdir,unlinkat:error=EBUSY"]);
-    let run = env.hook("prestart").state(bundle.state(sandbox.pid)).under(strace.wrapper()).run().failed_with(1);
+    let [_, _, last_move] = files_written_by_placing(&env, &sandbox, &bundle);
+    // The group of that file can neither be filled nor be removed from the one above it.
+    let above = last_move.parent().unwrap().parent().unwrap().to_str().unwrap();
+    let strace = ["strace", "-f", "-o", "/dev/null", "-P", last_move.to_str().unwrap(), "-P", above];
+    let inject = ["-e", "inject=write:error=EINVAL", "-e", "inject=?rmdir,unlinkat:error=EBUSY", "--"];
+    let hook = env.hook("prestart").state(bundle.state(sandbox.pid));
+    let run = hook.under(strace.into_iter().chain(inject)).run().failed_with(1);
     assert_eq!(run.stderr.lines().count(), 1, "{run:#?}");
     let (cause, left) = run.stderr.split_once("; and undoing: ").unwrap_or_else(|| panic!("{run:#?}"));
     assert!(cause.contains("EINVAL") && left.contains("remove ") && left.contains("EBUSY"), "{run:#?}");
