@@ -72,6 +72,15 @@ pub enum Error {
     /// The kernel refused a value.
     #[error("write {value:?} to {path}: {errno}{hint}", path = .path.display())]
     Write { path: PathBuf, value: String, errno: Errno, hint: String },
+    /// Who got the number of one that ended was moved in its place, and cannot be put back.
+    #[error(
+        "process {id} got the number of one that ended while it was moved, and where it belongs in {mount} cannot be seen",
+        mount = .mount.display()
+    )]
+    Astray { id: i32, mount: PathBuf },
+    /// The record says nothing of where the sandbox's groups are to be.
+    #[error("the record names no place for the sandbox's groups: its next hook writes one")]
+    NoPlace,
     /// What was done does not hold: the kernel said yes and the read-back said no.
     #[error("{0}")]
     Unsettled(String),

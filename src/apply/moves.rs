@@ -193,10 +193,7 @@ impl Apply<'_> {
             }
         }
         // Anywhere else it might be out of its own limits.
-        Err(Error::Unsettled(format!(
-            "process {id} got the number of one that ended while it was moved, and where it belongs in {} cannot be seen",
-            hierarchy.mount.display()
-        )))
+        Err(Error::Astray { id, mount: hierarchy.mount.clone() })
     }
 
     /// Beside whom it was born; `None` if it has ended. A thread that is written to the list of processes takes its whole process along,

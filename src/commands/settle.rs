@@ -25,6 +25,9 @@ use crate::vmm::Vm;
 /// How many plans may be done one after the other before something is fighting us.
 const MOST_ROUNDS: usize = 12;
 
+/// How often what may be of the moment is waited out.
+const MOST_WAITS: usize = 5;
+
 /// A sandbox's change from what its record said to what it says now.
 pub(super) struct Change<'a> {
     pub(super) known: &'a Record,
@@ -70,9 +73,7 @@ fn converge(
     done: &mut Done,
 ) -> Result<bool, Error> {
     let record = &mut change.record;
-    let path = SandboxPath::recorded(&record.path).ok_or_else(|| {
-        Error::Unsettled("the record names no place for the sandbox's groups: its next hook writes one".into())
-    })?;
+    let path = SandboxPath::recorded(&record.path).ok_or(Error::NoPlace)?;
     let Some(mut vm) = found.or_else(|| vm::find(run, clues, record)) else {
         return Ok(false);
     };
@@ -168,7 +169,7 @@ impl Tries {
     /// `error` may be of the moment: the first few are waited out.
     fn again_after(&mut self, error: Error, deadline: &Deadline) -> Result<(), Error> {
         self.refusals += 1;
-        if self.refusals > 5 {
+        if self.refusals > MOST_WAITS {
             return Err(error);
         }
         self.backoff.pause(deadline);
