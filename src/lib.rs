@@ -3,8 +3,8 @@
 //!
 //! # Layout
 //!
-//! Data flows one way: what is read becomes a [`plan::Plan`], and only [`apply`] changes groups (`reconcile` removes empty ones
-//! that no record knows by itself).
+//! Data flows one way: what is read becomes a [`plan::Plan`], and only [`apply`] changes groups (`reconcile` removes by itself
+//! empty ones that no record knows).
 //!
 //! ```text
 //! stdin, config.json ─▶ oci      who is this, which container of it, which cgroupsPath, what CPU it asks for

@@ -151,7 +151,9 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
                 let under_limit =
                     both.filter(|_| member.role == Role::Vmm && !vm.vcpus.threads.is_empty()).map(|both| &both.group);
                 let to = under_limit.unwrap_or(&site.group);
-                let is_leaving = |thread: &Thread| under_limit.is_some() && !vm.is_vcpu(thread.tid);
+                let is_leaving = |thread: &Thread| {
+                    under_limit.is_some() && !vm.is_vcpu(thread.tid) && (thread.tid == pid || !thread.has_run_a_guest())
+                };
                 let (mut leaving, staying): (Vec<&Thread>, Vec<&Thread>) =
                     member.threads.iter().partition(|thread| is_leaving(thread));
                 let apart = apart_from(&from, member, &staying, site)?;
@@ -166,7 +168,7 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
     Ok(moves)
 }
 
-/// Those of a process's `threads` that are not where it comes `from`: it takes them along, and would take them there when it is moved back.
+/// Those of a process's `threads` that are not where it comes `from`: it takes them along, and moved back it would take them there as well.
 fn apart_from(from: &GroupPath, member: &Member, threads: &[&Thread], site: &Site) -> Result<Vec<Apart>, Error> {
     let own = |thread: &&Thread| {
         let (tid, start) = (thread.tid, thread.start);
@@ -234,8 +236,10 @@ fn stray_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
             let is_stray = |thread: &&Thread| {
                 let came_along = vm.brought_in.as_ref().is_some_and(|vcpus| vcpus.binary_search(&thread.tid).is_err());
                 let is_told = thread.is_user_worker || member.role != Role::Vmm || vm.vcpus.are_all_known() || came_along;
-                let has_run_a_guest = thread.guest_time > 0 && !thread.is_user_worker;
-                is_told && !has_run_a_guest && !vm.is_vcpu(thread.tid) && site.place_of(thread).as_ref() == Some(&site.group)
+                is_told
+                    && !thread.has_run_a_guest()
+                    && !vm.is_vcpu(thread.tid)
+                    && site.place_of(thread).as_ref() == Some(&site.group)
             };
             let strays = member.threads.iter().filter(is_stray);
             let leader = member.leader().and_then(|leader| site.place_of(leader)).filter(|place| *place != site.group);
@@ -491,6 +495,17 @@ mod tests {
         vm.processes[0].threads.extend([hidden, worker]);
         assert!(vm.vcpus.are_all_known());
         assert_eq!(lines(&place(&vm, &sites(3, 1), &demand()).unwrap()), ["move-thread 100/103 400 /c/cpuacct/pod"]);
+    }
+
+    #[test]
+    fn where_a_process_is_moved_under_the_limit_whoever_has_run_a_guest_stays_there() {
+        let both = &[Controller::Cpuacct, Controller::Memory];
+        let sites = [site(both, Part::Unconstrained, "kata/kata_x", 3, 1), site(both, Part::Constrained, "pod/kata_x", 3, 1)];
+        let mut vm = vm("1:cpuacct,memory:/", "1:cpuacct,memory:/");
+        vm.processes[0].threads.push(Thread { guest_time: 1, ..testing::thread(102, "1:cpuacct,memory:/") });
+        let lines = lines(&place(&vm, &sites, &demand()).unwrap());
+        assert!(lines.iter().any(|line| line.starts_with("move-thread 100/100 ")), "{lines:?}");
+        assert!(!lines.iter().any(|line| line.starts_with("move-thread 100/102 ")), "{lines:?}");
     }
 
     #[test]

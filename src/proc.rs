@@ -32,7 +32,7 @@ const EXITING: u64 = 0x4;
 /// No file of /proc that is read here is longer: a command line is the longest, and QEMU's are about 5 KiB.
 const LIMIT: u64 = 1 << 20;
 
-/// How many descriptors of a process are looked at, and a VMM may have open.
+/// How many descriptors of a process are looked at for one of a kind.
 const MOST_DESCRIPTORS: usize = 1 << 16;
 
 /// Clock ticks a second in /proc (USER_HZ, which is part of Linux's ABI).
@@ -273,18 +273,19 @@ impl Process {
 
     /// Its open descriptors that are of KVM's, and what each is of, such as `anon_inode:kvm-vcpu:0`.
     ///
+    /// A VMM can have a million others, of names of 4 KiB.
+    ///
     /// # Errors
-    /// E2BIG for more than 65,536 descriptors: a VMM has hundreds, but whoever has taken one over can have a million, of names of 4 KiB.
-    pub fn descriptors_of_kvm(&self) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
+    /// ETIMEDOUT if not all could be looked at by the deadline.
+    pub fn descriptors_of_kvm(&self, deadline: &Deadline) -> Result<Vec<(u64, Vec<u8>)>, Errno> {
         let dir = self.open_dir("fd")?;
-        let (mut found, mut count) = (Vec::new(), 0);
+        let mut found = Vec::new();
         sys::for_each(&dir, |entry| {
             let what = sys::read_link(&dir, &entry.name).ok().filter(|what| what.starts_with(b"anon_inode:kvm-"));
             found.extend(what.and_then(|what| Some((number(entry.name.to_bytes())?, what))));
-            count += 1;
-            count <= MOST_DESCRIPTORS
+            !deadline.has_passed()
         })?;
-        if count > MOST_DESCRIPTORS { Err(Errno::E2BIG) } else { Ok(found) }
+        if deadline.has_passed() { Err(Errno::ETIMEDOUT) } else { Ok(found) }
     }
 
     /// The system call that thread `tid` is in, `None` while it runs: number, then arguments (proc_pid_syscall(5)).
@@ -297,13 +298,7 @@ impl Process {
         self.read_of_thread(tid, "cgroup", Membership::parse)
     }
 
-    /// The processes that its threads started and that still run; none where the kernel keeps no such list
-    /// (CONFIG_PROC_CHILDREN).
-    pub fn children(&self) -> Vec<i32> {
-        self.threads().unwrap_or_default().into_iter().flat_map(|tid| self.children_of(tid)).collect()
-    }
-
-    /// Those that thread `tid` started.
+    /// The processes that thread `tid` started and that still run; none where the kernel keeps no such list (CONFIG_PROC_CHILDREN).
     pub fn children_of(&self, tid: i32) -> Vec<i32> {
         self.read_of_thread(tid, "children", |list| words(list).filter_map(number).collect()).unwrap_or_default()
     }
@@ -570,18 +565,18 @@ mod tests {
     }
 
     #[test]
-    fn of_a_processs_descriptors_those_of_kvm_are_kept_and_too_many_are_an_error() {
+    fn of_a_processs_descriptors_those_of_kvm_are_kept_and_not_all_by_the_deadline_is_an_error() {
         let host = FakeProc::new();
         host.add(&Fake::default());
         let fd = |number: usize| host.dir.path().join(format!("100/fd/{number}"));
         std::os::unix::fs::symlink("anon_inode:kvm-vcpu:3", fd(3)).unwrap();
         std::os::unix::fs::symlink(format!("/{}", "x".repeat(4000)), fd(4)).unwrap();
         let process = host.proc().process(100).unwrap().unwrap();
-        assert_eq!(process.descriptors_of_kvm(), Ok(vec![(3, b"anon_inode:kvm-vcpu:3".to_vec())]));
+        let in_time = Deadline::after(Instant::now(), Duration::from_secs(60));
+        assert_eq!(process.descriptors_of_kvm(&in_time), Ok(vec![(3, b"anon_inode:kvm-vcpu:3".to_vec())]));
         assert_eq!(process.holds(b"anon_inode:kvm-vcpu:3"), Ok(true));
         assert_eq!(process.holds(b"anon_inode:kvm-vm"), Ok(false));
-        (5..=MOST_DESCRIPTORS + 5).for_each(|number| std::os::unix::fs::symlink("/", fd(number)).unwrap());
-        assert_eq!(process.descriptors_of_kvm(), Err(Errno::E2BIG));
+        assert_eq!(process.descriptors_of_kvm(&Deadline::after(Instant::now(), Duration::ZERO)), Err(Errno::ETIMEDOUT));
     }
 
     #[test]
@@ -606,7 +601,7 @@ mod tests {
         assert_eq!(Some(process.stat().unwrap().start), proc.start_of(own).unwrap());
         assert!(process.executable().unwrap().is_absolute());
         assert!(!process.arguments().unwrap().is_empty());
-        assert!(process.descriptors_of_kvm().unwrap().is_empty());
+        assert!(process.descriptors_of_kvm(&Deadline::for_undo()).unwrap().is_empty());
         assert!(proc.process(0).unwrap().is_none() && proc.process(-1).unwrap().is_none());
         let stat = std::fs::read_to_string("/proc/stat").unwrap();
         let btime: u64 = stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse().unwrap();

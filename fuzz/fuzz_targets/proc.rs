@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use kata_cgroup_hook::deadline::Deadline;
 use kata_cgroup_hook::proc::{Membership, Proc, Stat, Status};
 use kata_cgroup_hook_fuzz::first_line;
 use libfuzzer_sys::fuzz_target;
@@ -75,7 +76,7 @@ fn descriptor(target: &[u8]) {
     }
     let process = proc.process(7).expect("what can be opened").expect("what is there");
     let of_kvm = if target.starts_with(b"anon_inode:kvm-") { vec![(3, target.to_vec())] } else { vec![] };
-    assert_eq!(process.descriptors_of_kvm(), Ok(of_kvm));
+    assert_eq!(process.descriptors_of_kvm(&Deadline::for_undo()), Ok(of_kvm));
     let _ = symlink(OsStr::from_bytes(target), dir.path().join("7/exe"));
     assert_eq!(process.executable().expect("a link").as_os_str().as_bytes(), target);
 }
@@ -90,7 +91,7 @@ fn process(name: &str, content: &[u8]) {
             let joined = process.arguments().expect("what can be read").join(&0);
             assert!(content == joined || content == [joined.as_slice(), b"\0"].concat());
         }
-        "task/7/children" => assert!(process.children().len() <= content.len()),
+        "task/7/children" => assert!(process.children_of(7).len() <= content.len()),
         _ => {
             let Some(call) = process.system_call(7).expect("what can be read") else { return };
             let arguments: String = call.iter().skip(1).map(|argument| format!(" {argument:#x}")).collect();

@@ -149,8 +149,12 @@ impl Apply<'_> {
             done.undo.push(Undo::MoveBack { id: step.id, start: step.start, whole: step.whole, to: from });
         }
         let (mut listed, mut starts) = (Listed::new(self), Starts::new(self));
-        let put_back: Vec<Error> =
-            written.iter().filter_map(|(step, _)| self.put_back_stranger(step, &mut listed, &mut starts).err()).collect();
+        // Whole processes first, as they take their threads along.
+        let backwards: Vec<&Move> = written.iter().rev().map(|(step, _)| *step).collect();
+        let put_back: Vec<Error> = backwards
+            .iter()
+            .filter_map(|step| self.put_back_stranger(step, &backwards, &mut listed, &mut starts).err())
+            .collect();
         match (put_back.into_iter().next(), failure) {
             (Some(error), _) => Err(error),
             (None, Some(error)) if error.is_gone() => Ok(Applied::Overtaken),
@@ -167,21 +171,24 @@ impl Apply<'_> {
         Error::path("read", self.proc.stat_path(id), errno)
     }
 
-    /// Puts back whoever got the number of a process that ended.
-    fn put_back_stranger(&self, step: &Move, listed: &mut Listed, starts: &mut Starts) -> Result<(), Error> {
+    /// Puts back whoever got the number of a process that ended, from any group that this number was `moved` to.
+    fn put_back_stranger(&self, step: &Move, moved: &[&Move], listed: &mut Listed, starts: &mut Starts) -> Result<(), Error> {
         // One list for all threads of a process; each by itself is asked only where it is not there.
         let is_still_its = listed.of(step.process)?.contains(&step.id);
         if is_still_its || starts.of(step.id)?.is_none_or(|start| start == step.start) {
             return Ok(());
         }
-        self.put_where_it_was_born(step.id, &step.to, step.whole)
+        let is_same = |other: &&&Move| other.id == step.id && other.to.hierarchy == step.to.hierarchy;
+        let was_put: Vec<&GroupPath> = moved.iter().filter(is_same).map(|other| &other.to).collect();
+        self.put_where_it_was_born(step.id, &was_put, step.whole)
     }
 
     /// Puts whoever bears a number now to where it was born: beside its parent, or, a single thread, beside its process's first. Only if it is
-    /// where that number `was_put`: who got it later was never moved.
-    pub(super) fn put_where_it_was_born(&self, id: i32, was_put: &GroupPath, whole: bool) -> Result<(), Error> {
-        let hierarchy = &was_put.hierarchy;
-        if self.place_of(id, hierarchy)?.is_none_or(|place| place != was_put.rel) {
+    /// where that number `was_put`, one of these groups of one hierarchy: who got it later was never moved.
+    pub(super) fn put_where_it_was_born(&self, id: i32, was_put: &[&GroupPath], whole: bool) -> Result<(), Error> {
+        let Some(hierarchy) = was_put.first().map(|group| &group.hierarchy) else { return Ok(()) };
+        let place = self.place_of(id, hierarchy)?;
+        if !was_put.iter().any(|group| place.as_ref() == Some(&group.rel)) {
             return Ok(());
         }
         // A parent may end while it is asked; then there is another.
@@ -229,7 +236,7 @@ impl Apply<'_> {
         ignoring_the_dead(writer.write(&id.to_string()))?;
         let now = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
         if now.is_some_and(|now| now != start) {
-            self.put_where_it_was_born(id, &to, whole)?;
+            self.put_where_it_was_born(id, &[&to], whole)?;
         }
         Ok(true)
     }

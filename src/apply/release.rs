@@ -96,7 +96,7 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Moves everything in a group to another, again and again as long as others are in it. Who is in a group of ours is the kernel's
+    /// Moves everything in a group to another, again and again until those who are in it stay the same. Who is in a group of ours is the kernel's
     /// word; who has got the number of one of them since, and is younger than that word, is put back.
     fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
         let file = group.list_of(whole);
@@ -109,8 +109,8 @@ impl Apply<'_> {
             let mut members = open.members(file)?;
             // Ourselves first: while we are in it, it cannot go.
             order::sort_by_key(&mut members, |member| *member != own);
-            // The same once more are those who are just ending, whom the kernel lets be written and moves no more: removing the group
-            // waits for them.
+            // If these are the same as before, they are just ending: the kernel takes their numbers and moves nobody. Removing the group waits
+            // for them.
             if members.is_empty() || members == before {
                 astray.extend(refused.into_iter().filter(|_| !members.is_empty()));
                 return Error::all(astray);
@@ -147,7 +147,7 @@ impl Apply<'_> {
     fn put_back_younger(&self, id: i32, asked: u64, was_put: &GroupPath, whole: bool) -> Result<(), Error> {
         let start = self.proc.start_of(id).map_err(|errno| self.unread(id, errno))?;
         if start.is_some_and(|start| start >= asked) {
-            self.put_where_it_was_born(id, was_put, whole)?;
+            self.put_where_it_was_born(id, &[was_put], whole)?;
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ mod tests {
         for (is_at, written) in [("/elsewhere", ""), ("/pod", "100")] {
             std::fs::write(home.absolute().join("tasks"), "").unwrap();
             place(100, is_at);
-            apply(&proc, &deadline).put_where_it_was_born(100, &was_put, false).unwrap();
+            apply(&proc, &deadline).put_where_it_was_born(100, &[&group, &was_put], false).unwrap();
             assert_eq!(tasks(), written, "in {is_at}");
         }
     }

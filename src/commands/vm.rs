@@ -118,7 +118,7 @@ fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) -> Res
         let children = others.flat_map(|thread| member.process.children_of(thread.tid));
         children.map(|pid| Child { pid, parent: member.process.pid }).collect()
     };
-    let mut children: Vec<Child> = vm.shims.iter().flat_map(Child::all_of).collect();
+    let mut children: Vec<Child> = vm.shims.iter().flat_map(|shim| Child::all_of(shim, run.deadline)).collect();
     children.extend(vm.processes.iter().flat_map(started));
     let known: Vec<i32> = vm.processes.iter().map(|member| member.process.pid).collect();
     let (recorded, mut refused) = (record.identities(), Refused::default());
@@ -155,10 +155,11 @@ fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>
     let patterns = run.config.kinds.of_name(&vm.kind).map_or(&[][..], |kind| kind.vcpu_threads.as_slice());
     let mut backoff = Backoff::default();
     while let Some(vmm) = vm.processes.first_mut() {
-        let told = vcpu::of(&run.host.proc, &vmm.process, &vmm.threads, patterns, debugfs.as_ref());
+        let told = vcpu::of(&run.host.proc, &vmm.process, &vmm.threads, patterns, debugfs.as_ref(), run.deadline);
         vm.vcpus = match told {
-            // It has ended, it has more descriptors than any VMM, or the right to look at them is missing: then no thread can be told.
-            Err(Errno::ENOENT | Errno::ESRCH | Errno::E2BIG | Errno::EACCES | Errno::EPERM) => vcpu::Vcpus::default(),
+            // It has ended, or the right to look at its descriptors is missing: then no thread can be told.
+            Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) => vcpu::Vcpus::default(),
+            Err(Errno::ETIMEDOUT) => return Err(run.deadline.passed("look at the VMM's threads")),
             told => told.map_err(|errno| vmm.unread("fd", errno))?,
         };
         let is_worth_waiting = patience.is_some_and(|since| since.elapsed() < PATIENCE);

@@ -5,7 +5,6 @@
 //! debugfs need not be mounted: it is opened detached, attached to no place. A mounted one is used as it is, since older kernels
 //! reset its mount options when it is mounted once more (`debugfs_remount` before the fs_context conversion of Linux 6.10).
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{FsType, fstatfs};
 
+use crate::deadline::Deadline;
 use crate::proc::number;
 use crate::{foreign, order, sys};
 
@@ -27,6 +27,15 @@ pub struct Vcpu {
     pub index: u32,
     /// The thread that last ran it; 0 if none has. A dead one is of an unplugged vCPU that QEMU keeps parked.
     pub tid: i32,
+}
+
+/// Who may have made a VM that is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// A thread of the VMM's.
+    OneOfThem,
+    /// The same, or one that has ended.
+    Anybody,
 }
 
 /// KVM's directory in debugfs, open for reading.
@@ -50,27 +59,33 @@ impl Debugfs {
         open_dir(root, "kvm").map(|kvm| Self { kvm })
     }
 
-    /// The vCPUs of the VMs of a VMM with these `threads`, of which an honest one has one; `None` if KVM shows none. A VM is known by the thread
-    /// that made it, whatever has become of its descriptor.
+    /// The vCPUs of the VMs of a VMM with these `threads`, lowest number first, of which an honest one has one; `None` if KVM shows none, or not
+    /// all in time. A VM is known by the thread that made it, whatever has become of its descriptor.
     ///
-    /// Where none of them has made one, or not one of its `descriptors`, whose maker has ended then, all VMs are asked who runs them.
-    pub fn vcpus(&self, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
+    /// Where none of them has made one, or not one of its `descriptors`, its maker may have ended: then all VMs are asked who runs them.
+    pub fn vcpus(&self, threads: &[i32], descriptors: &[u64], maker: Maker, deadline: &Deadline) -> Option<Vec<Vcpu>> {
         let names = list(open_dir(&self.kvm, ".").ok()?).ok()?;
         let vms = names.iter().filter_map(|name| vm_of(name).map(|(tid, fd)| (tid, fd, name)));
-        let (made_by_us, others): (Vec<_>, Vec<_>) = vms.partition(|(tid, _, _)| threads.contains(tid));
+        let is_thread = |tid: i32| threads.binary_search(&tid).is_ok();
+        let (made_by_us, others): (Vec<_>, Vec<_>) = vms.partition(|(tid, _, _)| is_thread(*tid));
         let mut vcpus = Vec::new();
         for (_, _, name) in &made_by_us {
-            vcpus.extend(self.vcpus_in(name).ok()?);
+            vcpus.extend(self.vcpus_in(name, deadline).ok()?);
         }
-        let is_ours = |descriptor: &u64| made_by_us.iter().any(|(_, fd, _)| fd == descriptor);
-        if made_by_us.is_empty() || !descriptors.iter().all(is_ours) {
-            let is_run_by_us = |vcpus: &Vec<Vcpu>| vcpus.iter().any(|vcpu| threads.contains(&vcpu.tid));
-            vcpus.extend(others.iter().filter_map(|(_, _, name)| self.vcpus_in(name).ok().filter(is_run_by_us)).flatten());
+        let is_made_by_us = |descriptor: &u64| made_by_us.iter().any(|(_, fd, _)| fd == descriptor);
+        let may_be_others = made_by_us.is_empty() || !descriptors.iter().all(is_made_by_us);
+        if maker == Maker::Anybody && may_be_others {
+            let is_run_by_us = |vcpus: &Vec<Vcpu>| vcpus.iter().any(|vcpu| is_thread(vcpu.tid));
+            let of_others = others.iter().filter_map(|(_, _, name)| self.vcpus_in(name, deadline).ok().filter(is_run_by_us));
+            vcpus.extend(of_others.flatten());
         }
-        Some(vcpus).filter(|vcpus| !vcpus.is_empty())
+        Some(vcpus).filter(|vcpus| !vcpus.is_empty() && !deadline.has_passed())
     }
 
-    fn vcpus_in(&self, vm: &str) -> Result<Vec<Vcpu>, Errno> {
+    fn vcpus_in(&self, vm: &str, deadline: &Deadline) -> Result<Vec<Vcpu>, Errno> {
+        if deadline.has_passed() {
+            return Err(Errno::ETIMEDOUT);
+        }
         let dir = open_dir(&self.kvm, vm)?;
         let mut vcpus = Vec::new();
         for name in list(&dir)? {
@@ -95,8 +110,7 @@ fn vm_of(name: &str) -> Option<(i32, u64)> {
 
 fn open_mounted(at: &Path) -> Result<OwnedFd, Errno> {
     let root = open_dir(AT_FDCWD, at)?;
-    let is_debugfs = fstatfs(File::from(root.try_clone().map_err(|error| crate::error::errno_of(&error))?))?.filesystem_type()
-        == FsType(MAGIC as _);
+    let is_debugfs = fstatfs(&root)?.filesystem_type() == FsType(MAGIC as _);
     if is_debugfs { Ok(root) } else { Err(Errno::ENODEV) }
 }
 
@@ -128,6 +142,10 @@ mod tests {
         (dir, open)
     }
 
+    fn vcpus(debugfs: &Debugfs, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
+        debugfs.vcpus(threads, descriptors, Maker::Anybody, &Deadline::for_undo())
+    }
+
     fn tids(vcpus: Option<Vec<Vcpu>>) -> Option<Vec<i32>> {
         vcpus.map(|vcpus| vcpus.iter().map(|vcpu| vcpu.tid).collect())
     }
@@ -135,18 +153,29 @@ mod tests {
     #[test]
     fn a_vm_is_found_by_the_thread_that_made_it() {
         let (_dir, debugfs) = debugfs(&[("100-11", &[(1, 102), (0, 101)]), ("200-11", &[(0, 201)])]);
-        assert_eq!(tids(debugfs.vcpus(&[100, 101, 102], &[11])), Some(vec![101, 102]));
-        assert_eq!(tids(debugfs.vcpus(&[100, 101, 102], &[])), Some(vec![101, 102]), "whatever has become of its descriptor");
-        assert_eq!(debugfs.vcpus(&[300], &[11]), None);
+        assert_eq!(tids(vcpus(&debugfs, &[100, 101, 102], &[11])), Some(vec![101, 102]));
+        assert_eq!(tids(vcpus(&debugfs, &[100, 101, 102], &[])), Some(vec![101, 102]), "whatever has become of its descriptor");
+        assert_eq!(vcpus(&debugfs, &[300], &[11]), None);
     }
 
     #[test]
     fn a_vm_whose_maker_is_gone_is_found_by_its_vcpus() {
         let (_dir, debugfs) = debugfs(&[("7-11", &[(0, 201)]), ("8-11-x", &[(0, 101)])]);
-        assert_eq!(tids(debugfs.vcpus(&[100, 101], &[11])), Some(vec![101]));
+        assert_eq!(tids(vcpus(&debugfs, &[100, 101], &[11])), Some(vec![101]));
         for descriptors in [&[12][..], &[]] {
-            assert_eq!(tids(debugfs.vcpus(&[100, 101], descriptors)), Some(vec![101]), "whatever has become of its descriptor");
+            assert_eq!(
+                tids(vcpus(&debugfs, &[100, 101], descriptors)),
+                Some(vec![101]),
+                "whatever has become of its descriptor"
+            );
         }
+    }
+
+    #[test]
+    fn a_vmm_without_a_descriptor_of_kvms_has_no_vm_that_others_made() {
+        let (_dir, debugfs) = debugfs(&[("7-11", &[(0, 101)])]);
+        assert_eq!(debugfs.vcpus(&[100, 101], &[], Maker::OneOfThem, &Deadline::for_undo()), None);
+        assert_eq!(tids(vcpus(&debugfs, &[100, 101], &[])), Some(vec![101]));
     }
 
     #[test]

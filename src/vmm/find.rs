@@ -103,7 +103,7 @@ enum Source<'a> {
     },
 }
 
-/// Somebody who was listed as a child, and whose. By the time that he is looked at, the number may be another's.
+/// Somebody who was listed as a child, and whose child. By the time that he is looked at, the number may be another's.
 #[derive(Debug, Clone, Copy)]
 pub struct Child {
     pub pid: i32,
@@ -111,10 +111,11 @@ pub struct Child {
 }
 
 impl Child {
-    /// All children of a process.
-    pub fn all_of(parent: &Process) -> impl Iterator<Item = Self> {
-        let pid = parent.pid;
-        parent.children().into_iter().map(move |child| Self { pid: child, parent: pid })
+    /// All children of a process, of which and of whose threads there can be any number.
+    pub fn all_of<'p>(parent: &'p Process, deadline: &'p Deadline) -> impl Iterator<Item = Self> + 'p {
+        let threads = parent.threads().unwrap_or_default().into_iter().take_while(|_| !deadline.has_passed());
+        let children = threads.flat_map(|tid| parent.children_of(tid));
+        children.map(|pid| Self { pid, parent: parent.pid })
     }
 
     fn as_candidate<'a>(self) -> (i32, Source<'a>) {
@@ -141,10 +142,11 @@ impl From<Errno> for Doubt {
     }
 }
 
-/// The path of what a process runs.
+/// What a process runs.
 struct Executable {
+    /// "/usr/bin/qemu (deleted)" where it was upgraded under a running VM (proc_pid_exe(5)).
+    link: PathBuf,
     path: PathBuf,
-    /// "/usr/bin/qemu (deleted)": upgraded under a running VM (proc_pid_exe(5)).
     is_deleted: bool,
 }
 
@@ -152,16 +154,9 @@ impl Executable {
     fn of(process: &Process) -> Result<Self, Errno> {
         let link = process.executable()?;
         Ok(match link.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-            Some(path) => Self { path: OsStr::from_bytes(path).into(), is_deleted: true },
-            None => Self { path: link, is_deleted: false },
+            Some(path) => Self { path: OsStr::from_bytes(path).into(), is_deleted: true, link },
+            None => Self { path: link.clone(), is_deleted: false, link },
         })
-    }
-
-    /// As the link says it.
-    fn as_shown(&self) -> PathBuf {
-        let mut shown = self.path.clone().into_os_string();
-        shown.push(if self.is_deleted { " (deleted)" } else { "" });
-        shown.into()
     }
 
     /// The file at that path in our mount namespace.
@@ -196,7 +191,7 @@ impl<'a> Search<'a> {
             }
             match self.prove(pid, Role::Helper, source) {
                 Ok(helper) if !is_known(helper.process.pid) => {
-                    candidates.extend(Child::all_of(&helper.process).map(Child::as_candidate));
+                    candidates.extend(Child::all_of(&helper.process, self.deadline).map(Child::as_candidate));
                     helpers.push(helper);
                 }
                 Ok(_) => {}
@@ -210,7 +205,7 @@ impl<'a> Search<'a> {
     fn vmm(&self, shims: &[Proven<'a>], refused: &mut Refused) -> Option<Proven<'a>> {
         let claimed = self.claims.iter().filter(|claim| claim.role == Role::Vmm);
         let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
-        let children = shims.iter().flat_map(|shim| Child::all_of(&shim.process));
+        let children = shims.iter().flat_map(|shim| Child::all_of(&shim.process, self.deadline));
         let candidates = claimed
             .map(|claim| (claim.pid, Source::File(claim)))
             .chain(recorded)
@@ -279,7 +274,7 @@ impl<'a> Search<'a> {
         if !self.is_file_of_ours(&executable, &process, is_known)? {
             return Err(Doubt::Unproven(format!(
                 "runs {}, which is not the host's own file of that path, writable by root alone",
-                executable.as_shown().display()
+                executable.link.display()
             )));
         }
         if role == Role::Vmm && status.is_nested {
@@ -388,7 +383,7 @@ mod tests {
             };
             let mut found = search.find();
             let proven = found.shims.iter().chain(&found.vmm);
-            let children = proven.flat_map(|one| Child::all_of(&one.process)).collect();
+            let children = proven.flat_map(|one| Child::all_of(&one.process, search.deadline)).collect();
             let known = found.vmm.as_ref().map(|vmm| vmm.process.pid);
             let helpers = known.map_or(Vec::new(), |vmm| search.helpers(children, &[vmm], &mut found.refused));
             let helpers = helpers.iter().map(|helper| helper.process.pid).collect();

@@ -76,6 +76,13 @@ pub struct Thread {
     pub groups: Option<Membership>,
 }
 
+impl Thread {
+    /// Whether it is a vCPU's, whatever is told: guest time is counted for these alone. Not every kind of KVM counts it.
+    pub fn has_run_a_guest(&self) -> bool {
+        self.guest_time > 0 && !self.is_user_worker
+    }
+}
+
 impl Member {
     /// A process of which the threads are still to be read.
     pub fn new(process: Process, start: u64, role: Role) -> Self {
@@ -164,7 +171,7 @@ impl Member {
     }
 }
 
-/// What a thread more is looked at under.
+/// An error once there is no time to look at another thread.
 fn in_time(deadline: &Deadline) -> Result<(), Error> {
     if deadline.has_passed() { Err(deadline.passed("look at the VMM's threads")) } else { Ok(()) }
 }

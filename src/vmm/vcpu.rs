@@ -11,9 +11,10 @@ use std::fmt;
 use nix::errno::Errno;
 use serde::Serialize;
 
+use crate::deadline::Deadline;
 use crate::proc::{Proc, Process, unless_gone};
 use crate::vmm::Thread;
-use crate::vmm::debugfs::{self, Debugfs};
+use crate::vmm::debugfs::{self, Debugfs, Maker};
 use crate::vmm::kinds::Pattern;
 
 /// What a descriptor of a virtual machine is of.
@@ -134,7 +135,7 @@ impl Signs<'_> {
         }
         for thread in &candidates {
             let index = system_call(thread.tid).and_then(|call| self.vcpu_run_by(&call));
-            if index.is_some() || thread.guest_time > 0 {
+            if index.is_some() || thread.has_run_a_guest() {
                 vcpus.add(thread, index, Proof::Syscall);
             }
         }
@@ -174,15 +175,19 @@ pub fn of(
     threads: &[Thread],
     patterns: &[Pattern],
     debugfs: Option<&Debugfs>,
+    deadline: &Deadline,
 ) -> Result<Vcpus, Errno> {
-    let open = process.descriptors_of_kvm()?;
+    let open = process.descriptors_of_kvm(deadline)?;
     let vms: Vec<u64> = open.iter().filter(|(_, what)| what == VM).map(|(fd, _)| *fd).collect();
     let vcpu = |what: &[u8]| std::str::from_utf8(what.strip_prefix(b"anon_inode:kvm-vcpu:")?).ok()?.parse().ok();
     let descriptors = open.iter().filter_map(|(fd, what)| Some((*fd, vcpu(what)?))).collect();
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-    let known = debugfs.and_then(|debugfs| debugfs.vcpus(&tids, &vms));
+    // One without any is mostly no guest of KVM's; and whoever it hides cannot be missed, as nobody knows how many there are.
+    let maker = if open.is_empty() { Maker::OneOfThem } else { Maker::Anybody };
+    let known = debugfs.and_then(|debugfs| debugfs.vcpus(&tids, &vms, maker, deadline));
     let signs = Signs { threads, patterns, descriptors: &descriptors, debugfs: known.as_deref() };
-    Ok(signs.tell(|tid| process.system_call(tid).ok().flatten(), |tid| may_run_vcpu_of(process, proc, tid)))
+    let system_call = |tid| if deadline.has_passed() { None } else { process.system_call(tid).ok().flatten() };
+    Ok(signs.tell(system_call, |tid| deadline.has_passed() || may_run_vcpu_of(process, proc, tid)))
 }
 
 /// Whether a thread that is not among the listed ones may run one of its vCPUs: one that has come since, or of a process that shares its
@@ -360,14 +365,14 @@ mod tests {
     fn a_processs_descriptors_and_kvms_directory_are_read_together() {
         let descriptors = [(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")];
         let (host, debugfs, process, threads) = qemu(&descriptors, &[("100-9", &[(0, 102), (1, 101)])]);
-        let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
+        let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs), &Deadline::for_undo()).unwrap();
         assert_eq!(
             vcpus.threads.iter().map(|vcpu| (vcpu.tid, vcpu.index)).collect::<Vec<_>>(),
             [(101, Some(1)), (102, Some(0))]
         );
         assert!(vcpus.are_all_known());
         // Without KVM's word and without names there is nobody to tell, and two are known to be missing.
-        let vcpus = of(&host.proc(), &process, &threads, &[], None).unwrap();
+        let vcpus = of(&host.proc(), &process, &threads, &[], None, &Deadline::for_undo()).unwrap();
         assert_eq!((vcpus.threads.len(), vcpus.expected), (0, Some(2)));
     }
 
@@ -379,7 +384,7 @@ mod tests {
             let first = format!("{maker}-9");
             let vms: [(&str, &[(u32, i32)]); 2] = [("100-7", &[(0, 102)]), (&first, &[(0, 101)])];
             let (host, debugfs, process, threads) = qemu(&descriptors, &vms);
-            let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
+            let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs), &Deadline::for_undo()).unwrap();
             assert!(vcpus.are_all_known());
             assert_eq!(vcpus.threads.iter().map(|vcpu| vcpu.tid).collect::<Vec<_>>(), [101, 102]);
         }
@@ -391,7 +396,7 @@ mod tests {
         for descriptors in [&[(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")][..], &[(9, "kvm-vm"), (14, "kvm-vcpu:0")]]
         {
             let (host, debugfs, process, threads) = qemu(descriptors, &[("100-9", &[(0, 101), (1, 300)])]);
-            let told = || of(&host.proc(), &process, &threads, &[], Some(&debugfs)).unwrap();
+            let told = || of(&host.proc(), &process, &threads, &[], Some(&debugfs), &Deadline::for_undo()).unwrap();
             assert_eq!((told().parked, told().is_partial()), (1, false), "nobody bears that number");
             host.add(&Fake { pid: 300, memory: 2, ..Fake::default() });
             assert_eq!((told().parked, told().is_partial()), (1, false), "somebody else does");

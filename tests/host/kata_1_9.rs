@@ -48,7 +48,7 @@ fn realtime_that_the_parent_does_not_have_leaves_nobody_half_placed() {
 #[test]
 fn a_virtiofsd_that_ends_in_the_middle_keeps_no_vcpu_from_its_limit() {
     let Some(env) = Env::new() else { return };
-    for slow in ["?mkdir,mkdirat:delay_exit=200000:when=2", "write:delay_enter=100000"] {
+    for slow in ["?mkdir,mkdirat:delay_exit=200000:when=2", "write:delay_enter=40000"] {
         let mut sandbox = env.sandbox().virtiofsd().start();
         let bundle = env.bundle();
         let strace = Strace::inject(&env, &[slow]);
