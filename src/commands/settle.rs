@@ -50,20 +50,25 @@ pub(super) fn settle(run: &mut Run, clues: Clues, mounts: &Mounts, mut change: C
     run.report.created = done.created;
     run.report.moved = done.moved;
     let kept = match result {
-        Ok(true) => keep(run, &mut change, &done).map_err(Some),
-        Ok(false) => {
+        Ok(End::Settled) => keep(run, &mut change, &done),
+        Ok(End::Gone) => {
             vm::tell_absence(run, clues.dirs);
-            Err(None)
+            return undo(run, &change, &mut done, None);
         }
-        Err(error) => Err(Some(error)),
+        Err(error) => Err(error),
     };
-    match kept {
-        Ok(()) => Ok(()),
-        Err(cause) => undo(run, &change, &mut done, cause),
-    }
+    kept.or_else(|cause| undo(run, &change, &mut done, Some(cause)))
 }
 
-/// Read, plan, apply until nothing is left to do; false if the VM is gone.
+/// How reading, planning and applying ended.
+enum End {
+    /// Nothing is left to do.
+    Settled,
+    /// There is no VM, or none any more.
+    Gone,
+}
+
+/// Reads, plans, applies until nothing is left to do.
 fn converge(
     run: &mut Run,
     clues: Clues,
@@ -71,18 +76,18 @@ fn converge(
     change: &mut Change,
     found: Option<Vm>,
     done: &mut Done,
-) -> Result<bool, Error> {
+) -> Result<End, Error> {
     let record = &mut change.record;
     let path = SandboxPath::recorded(&record.path).ok_or(Error::NoPlace)?;
     let Some(mut vm) = found.or_else(|| vm::find(run, clues, record)) else {
-        return Ok(false);
+        return Ok(End::Gone);
     };
     let mut patience = Some(Instant::now());
     let (mut tries, mut refused) = (Tries::default(), None::<Error>);
     loop {
         run.deadline.check("look at the VMM's threads")?;
         if !vm::look(run, clues, record, mounts, &mut vm, patience.take())? {
-            return Ok(false);
+            return Ok(End::Gone);
         }
         run.deadline.check("look at the VM's helpers")?;
         let sites = cgroup::survey(mounts, &path, run.config.domain, &vm, record)?;
@@ -111,7 +116,7 @@ fn converge(
         let is_news = bookkeeping::update(record, mounts, &vm, &sites);
         let Some(store) = change.store.filter(|_| !plan.steps.is_empty()) else {
             run.print(&plan);
-            return Ok(true);
+            return Ok(End::Settled);
         };
         if run.tells {
             run.print(&plan);
@@ -129,7 +134,7 @@ fn converge(
         record.learn(&done.made);
         match applied {
             // All else was found in its place, and whoever comes or goes next sees to this: on a busy host there is no end to it.
-            Ok(Applied::Whole) if plan.only_weighs_kata() => return Ok(true),
+            Ok(Applied::Whole) if plan.only_weighs_kata() => return Ok(End::Settled),
             Ok(Applied::Whole) => tries.one_more_round(&plan)?,
             // Other hooks make and prune the parents that we share.
             Ok(Applied::Overtaken) => tries.backoff.pause(run.deadline),
