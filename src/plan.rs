@@ -148,8 +148,8 @@ fn process_moves(vm: &Vm, sites: &[Site]) -> Result<Vec<Step>, Error> {
                 let (pid, start) = (member.process.pid, member.start);
                 // Never a moment in which a vCPU thread is in the sandbox's groups and not under its limit: a run may be killed in
                 // it. So where a process takes its vCPU threads along, all of them go under the limit, and the others leave it.
-                let under_limit =
-                    both.filter(|_| member.role == Role::Vmm && !vm.vcpus.threads.is_empty()).map(|both| &both.group);
+                let has_vcpus = !vm.vcpus.threads.is_empty() || member.threads.iter().any(Thread::has_run_a_guest);
+                let under_limit = both.filter(|_| member.role == Role::Vmm && has_vcpus).map(|both| &both.group);
                 let to = under_limit.unwrap_or(&site.group);
                 let is_leaving = |thread: &Thread| {
                     under_limit.is_some() && !vm.is_vcpu(thread.tid) && (thread.tid == pid || !thread.has_run_a_guest())
@@ -236,10 +236,8 @@ fn stray_moves(vm: &Vm, sites: &[Site], processes: &[Step]) -> Vec<Step> {
             let is_stray = |thread: &&Thread| {
                 let came_along = vm.brought_in.as_ref().is_some_and(|vcpus| vcpus.binary_search(&thread.tid).is_err());
                 let is_told = thread.is_user_worker || member.role != Role::Vmm || vm.vcpus.are_all_known() || came_along;
-                is_told
-                    && !thread.has_run_a_guest()
-                    && !vm.is_vcpu(thread.tid)
-                    && site.place_of(thread).as_ref() == Some(&site.group)
+                let may_be_vcpu = vm.is_vcpu(thread.tid) || (member.role == Role::Vmm && thread.has_run_a_guest());
+                is_told && !may_be_vcpu && site.place_of(thread).as_ref() == Some(&site.group)
             };
             let strays = member.threads.iter().filter(is_stray);
             let leader = member.leader().and_then(|leader| site.place_of(leader)).filter(|place| *place != site.group);

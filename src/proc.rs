@@ -601,7 +601,7 @@ mod tests {
         assert_eq!(Some(process.stat().unwrap().start), proc.start_of(own).unwrap());
         assert!(process.executable().unwrap().is_absolute());
         assert!(!process.arguments().unwrap().is_empty());
-        assert!(process.descriptors_of_kvm(&Deadline::for_undo()).unwrap().is_empty());
+        assert!(process.descriptors_of_kvm(&crate::testing::in_a_minute()).unwrap().is_empty());
         assert!(proc.process(0).unwrap().is_none() && proc.process(-1).unwrap().is_none());
         let stat = std::fs::read_to_string("/proc/stat").unwrap();
         let btime: u64 = stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse().unwrap();

@@ -3,12 +3,13 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::cgroup::group::GroupPath;
 use crate::cgroup::mounts::{Hierarchy, Mounts, Top, Version};
 use crate::cgroup::site::{Level, Site};
 use crate::cgroup::{Controller, Part};
+use crate::deadline::Deadline;
 use crate::proc::{Membership, Proc, Process};
 use crate::vmm::kinds::Role;
 use crate::vmm::vcpu::{Proof, Vcpu, Vcpus};
@@ -19,6 +20,11 @@ pub(crate) const BOOT: u64 = 1_000_000;
 
 /// The same to the half second, so that no test stands on the edge of one.
 const BOOT_EXACTLY: Duration = Duration::from_millis(BOOT * 1000 + 500);
+
+/// A deadline that no test comes near.
+pub(crate) fn in_a_minute() -> Deadline {
+    Deadline::after(Instant::now(), Duration::from_secs(60))
+}
 
 /// A /proc in a temporary directory.
 #[derive(Debug)]

@@ -114,14 +114,13 @@ impl Hook<'_> {
             processes: vec![Member::new(vmm.process, vmm.start, Role::Vmm)],
         };
         let shims = found.shims.iter().map(|shim| &shim.process);
-        let patient = deadline();
-        let children = shims.chain([&vm.processes[0].process]).flat_map(|process| Child::all_of(process, &patient)).collect();
+        let children = shims.chain([&vm.processes[0].process]).flat_map(Child::all_of).collect();
         let known = [vm.processes[0].process.pid];
         let helpers = search.helpers(children, &known, &mut found.refused).into_iter();
         vm.processes.extend(helpers.map(|helper| Member::new(helper.process, helper.start, Role::Helper)));
         vm.processes.iter_mut().for_each(|member| assert!(member.look(&deadline()).expect("threads")));
         let member = &vm.processes[0];
-        vm.vcpus = vcpu::of(&self.proc, &member.process, &member.threads, &vmm.kind.vcpu_threads, None, &patient)
+        vm.vcpus = vcpu::of(&self.proc, &member.process, &member.threads, &vmm.kind.vcpu_threads, None, &deadline())
             .expect("descriptors");
         let told: Vec<i32> = vm.vcpus.threads.iter().map(|vcpu| vcpu.tid).collect();
         assert_eq!(told, self.host.cast.vcpus(member.process.pid));

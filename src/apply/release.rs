@@ -96,7 +96,7 @@ impl Apply<'_> {
         Ok(())
     }
 
-    /// Moves everything in a group to another, again and again until those who are in it stay the same. Who is in a group of ours is the kernel's
+    /// Moves everything in a group to another, again and again until nobody is in it or the same as before. Who is in a group of ours is the kernel's
     /// word; who has got the number of one of them since, and is younger than that word, is put back.
     fn drain(&self, group: &GroupPath, target: &GroupPath, whole: bool, done: &mut Done) -> Result<(), Error> {
         let file = group.list_of(whole);
@@ -109,8 +109,8 @@ impl Apply<'_> {
             let mut members = open.members(file)?;
             // Ourselves first: while we are in it, it cannot go.
             order::sort_by_key(&mut members, |member| *member != own);
-            // If these are the same as before, they are just ending: the kernel takes their numbers and moves nobody. Removing the group waits
-            // for them.
+            // If these are the same as before, they were refused or are just ending: the kernel takes their numbers and moves nobody. Removing
+            // the group waits for them.
             if members.is_empty() || members == before {
                 astray.extend(refused.into_iter().filter(|_| !members.is_empty()));
                 return Error::all(astray);
@@ -228,14 +228,10 @@ mod tests {
     use crate::cgroup::group::Mark;
     use crate::deadline::Deadline;
     use crate::proc::Proc;
-    use crate::testing::{self, Fake, FakeProc};
+    use crate::testing::{self, Fake, FakeProc, in_a_minute};
 
     fn apply<'a>(proc: &'a Proc, deadline: &'a Deadline) -> Apply<'a> {
         Apply { proc, deadline, mark: Mark { sandbox: "sb".into(), state_dir: "/run/sb".into() } }
-    }
-
-    fn in_a_minute() -> Deadline {
-        Deadline::after(Instant::now(), Duration::from_secs(60))
     }
 
     /// A v1 hierarchy with a group that holds these threads, whatever is written elsewhere.

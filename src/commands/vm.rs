@@ -113,13 +113,11 @@ pub(super) fn look(
 /// Adds the helpers that are named, and those that the shims, the VMM and its helpers have started, if they are not known yet. A vCPU
 /// thread runs its guest and starts nobody.
 fn add_helpers(run: &mut Run, clues: Clues, record: &Record, vm: &mut Vm) -> Result<(), Error> {
-    let started = |member: &Member| -> Vec<Child> {
+    let mut children: Vec<Child> = vm.shims.iter().flat_map(Child::all_of).collect();
+    for member in &vm.processes {
         let others = member.threads.iter().filter(|thread| !vm.is_vcpu(thread.tid) && !run.deadline.has_passed());
-        let children = others.flat_map(|thread| member.process.children_of(thread.tid));
-        children.map(|pid| Child { pid, parent: member.process.pid }).collect()
-    };
-    let mut children: Vec<Child> = vm.shims.iter().flat_map(|shim| Child::all_of(shim, run.deadline)).collect();
-    children.extend(vm.processes.iter().flat_map(started));
+        children.extend(Child::of_threads(&member.process, others.map(|thread| thread.tid)));
+    }
     let known: Vec<i32> = vm.processes.iter().map(|member| member.process.pid).collect();
     let (recorded, mut refused) = (record.identities(), Refused::default());
     for helper in search(run, clues, &vm.claims, &recorded).helpers(children, &known, &mut refused) {
@@ -159,7 +157,7 @@ fn tell_vcpus(run: &Run, vm: &mut Vm, mounts: &Mounts, patience: Option<Instant>
         vm.vcpus = match told {
             // It has ended, or the right to look at its descriptors is missing: then no thread can be told.
             Err(Errno::ENOENT | Errno::ESRCH | Errno::EACCES | Errno::EPERM) => vcpu::Vcpus::default(),
-            Err(Errno::ETIMEDOUT) => return Err(run.deadline.passed("look at the VMM's threads")),
+            Err(Errno::ETIMEDOUT) => return Err(run.deadline.passed("look at the VMM's descriptors")),
             told => told.map_err(|errno| vmm.unread("fd", errno))?,
         };
         let is_worth_waiting = patience.is_some_and(|since| since.elapsed() < PATIENCE);

@@ -59,10 +59,11 @@ impl Debugfs {
         open_dir(root, "kvm").map(|kvm| Self { kvm })
     }
 
-    /// The vCPUs of the VMs of a VMM with these `threads`, lowest number first, of which an honest one has one; `None` if KVM shows none, or not
-    /// all in time. A VM is known by the thread that made it, whatever has become of its descriptor.
+    /// The vCPUs of the VMs of a VMM with these `threads` (lowest number first), of which an honest one has one; `None` if KVM shows none, or
+    /// not all in time. A VM is known by the thread that made it, whatever has become of its descriptor.
     ///
-    /// Where none of them has made one, or not one of its `descriptors`, its maker may have ended: then all VMs are asked who runs them.
+    /// Where none of them has made one, or not one of its `descriptors`, the maker may have ended: if it may be `Anybody`, all VMs are asked
+    /// then who runs them.
     pub fn vcpus(&self, threads: &[i32], descriptors: &[u64], maker: Maker, deadline: &Deadline) -> Option<Vec<Vcpu>> {
         let names = list(open_dir(&self.kvm, ".").ok()?).ok()?;
         let vms = names.iter().filter_map(|name| vm_of(name).map(|(tid, fd)| (tid, fd, name)));
@@ -143,7 +144,7 @@ mod tests {
     }
 
     fn vcpus(debugfs: &Debugfs, threads: &[i32], descriptors: &[u64]) -> Option<Vec<Vcpu>> {
-        debugfs.vcpus(threads, descriptors, Maker::Anybody, &Deadline::for_undo())
+        debugfs.vcpus(threads, descriptors, Maker::Anybody, &crate::testing::in_a_minute())
     }
 
     fn tids(vcpus: Option<Vec<Vcpu>>) -> Option<Vec<i32>> {
@@ -174,7 +175,7 @@ mod tests {
     #[test]
     fn a_vmm_without_a_descriptor_of_kvms_has_no_vm_that_others_made() {
         let (_dir, debugfs) = debugfs(&[("7-11", &[(0, 101)])]);
-        assert_eq!(debugfs.vcpus(&[100, 101], &[], Maker::OneOfThem, &Deadline::for_undo()), None);
+        assert_eq!(debugfs.vcpus(&[100, 101], &[], Maker::OneOfThem, &crate::testing::in_a_minute()), None);
         assert_eq!(tids(vcpus(&debugfs, &[100, 101], &[])), Some(vec![101]));
     }
 

@@ -111,11 +111,14 @@ pub struct Child {
 }
 
 impl Child {
-    /// All children of a process, of which and of whose threads there can be any number.
-    pub fn all_of<'p>(parent: &'p Process, deadline: &'p Deadline) -> impl Iterator<Item = Self> + 'p {
-        let threads = parent.threads().unwrap_or_default().into_iter().take_while(|_| !deadline.has_passed());
-        let children = threads.flat_map(|tid| parent.children_of(tid));
-        children.map(|pid| Self { pid, parent: parent.pid })
+    /// All children of a process.
+    pub fn all_of(parent: &Process) -> impl Iterator<Item = Self> {
+        Self::of_threads(parent, parent.threads().unwrap_or_default().into_iter())
+    }
+
+    /// Those that these threads of a process have started.
+    pub fn of_threads<'p>(parent: &'p Process, threads: impl Iterator<Item = i32> + 'p) -> impl Iterator<Item = Self> + 'p {
+        threads.flat_map(|tid| parent.children_of(tid)).map(|pid| Self { pid, parent: parent.pid })
     }
 
     fn as_candidate<'a>(self) -> (i32, Source<'a>) {
@@ -191,7 +194,9 @@ impl<'a> Search<'a> {
             }
             match self.prove(pid, Role::Helper, source) {
                 Ok(helper) if !is_known(helper.process.pid) => {
-                    candidates.extend(Child::all_of(&helper.process, self.deadline).map(Child::as_candidate));
+                    let threads = helper.process.threads().unwrap_or_default().into_iter();
+                    let in_time = threads.take_while(|_| !self.deadline.has_passed());
+                    candidates.extend(Child::of_threads(&helper.process, in_time).map(Child::as_candidate));
                     helpers.push(helper);
                 }
                 Ok(_) => {}
@@ -205,7 +210,7 @@ impl<'a> Search<'a> {
     fn vmm(&self, shims: &[Proven<'a>], refused: &mut Refused) -> Option<Proven<'a>> {
         let claimed = self.claims.iter().filter(|claim| claim.role == Role::Vmm);
         let recorded = self.recorded.iter().map(|&(pid, start)| (pid, Source::Record { start }));
-        let children = shims.iter().flat_map(|shim| Child::all_of(&shim.process, self.deadline));
+        let children = shims.iter().flat_map(|shim| Child::all_of(&shim.process));
         let candidates = claimed
             .map(|claim| (claim.pid, Source::File(claim)))
             .chain(recorded)
@@ -258,7 +263,7 @@ impl<'a> Search<'a> {
             return unproven("its first thread has ended and others run on, so that it cannot prove itself any more");
         }
         let executable = Executable::of(&process)?;
-        let kind = self.kind_of(&executable, &process, role)?;
+        let kind = self.kind_of(&executable, &process, role, is_recorded)?;
         let status = process.status()?;
         if status.uids != [self.owner; 4] {
             return unproven("does not run as root with all its user ids, as the runtime directory's owner does");
@@ -289,8 +294,10 @@ impl<'a> Search<'a> {
     }
 
     /// The row of the table that the process runs, by the name of the file.
-    fn kind_of(&self, executable: &Executable, process: &Process, role: Role) -> Result<&'a Kind, Doubt> {
-        let is_in_role = |kind: &&Kind| kind.role == role && (role != Role::Vmm || self.may_be_vmm(kind, process));
+    fn kind_of(&self, executable: &Executable, process: &Process, role: Role, is_recorded: bool) -> Result<&'a Kind, Doubt> {
+        // A shim is recorded only where it is the VMM.
+        let may_be_it = |kind: &Kind| role != Role::Vmm || is_recorded || self.may_be_vmm(kind, process);
+        let is_in_role = |kind: &&Kind| kind.role == role && may_be_it(kind);
         let found = self.kinds.running(&executable.path).find(is_in_role);
         found.ok_or_else(|| Doubt::Stranger(executable.path.clone()))
     }
@@ -383,7 +390,7 @@ mod tests {
             };
             let mut found = search.find();
             let proven = found.shims.iter().chain(&found.vmm);
-            let children = proven.flat_map(|one| Child::all_of(&one.process, search.deadline)).collect();
+            let children = proven.flat_map(|one| Child::all_of(&one.process)).collect();
             let known = found.vmm.as_ref().map(|vmm| vmm.process.pid);
             let helpers = known.map_or(Vec::new(), |vmm| search.helpers(children, &[vmm], &mut found.refused));
             let helpers = helpers.iter().map(|helper| helper.process.pid).collect();

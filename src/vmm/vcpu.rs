@@ -182,7 +182,7 @@ pub fn of(
     let vcpu = |what: &[u8]| std::str::from_utf8(what.strip_prefix(b"anon_inode:kvm-vcpu:")?).ok()?.parse().ok();
     let descriptors = open.iter().filter_map(|(fd, what)| Some((*fd, vcpu(what)?))).collect();
     let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
-    // One without any is mostly no guest of KVM's; and whoever it hides cannot be missed, as nobody knows how many there are.
+    // A VMM without any is mostly no guest of KVM's; how many vCPUs it has nobody knows then, so that none is taken to be all.
     let maker = if open.is_empty() { Maker::OneOfThem } else { Maker::Anybody };
     let known = debugfs.and_then(|debugfs| debugfs.vcpus(&tids, &vms, maker, deadline));
     let signs = Signs { threads, patterns, descriptors: &descriptors, debugfs: known.as_deref() };
@@ -365,14 +365,14 @@ mod tests {
     fn a_processs_descriptors_and_kvms_directory_are_read_together() {
         let descriptors = [(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")];
         let (host, debugfs, process, threads) = qemu(&descriptors, &[("100-9", &[(0, 102), (1, 101)])]);
-        let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs), &Deadline::for_undo()).unwrap();
+        let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs), &crate::testing::in_a_minute()).unwrap();
         assert_eq!(
             vcpus.threads.iter().map(|vcpu| (vcpu.tid, vcpu.index)).collect::<Vec<_>>(),
             [(101, Some(1)), (102, Some(0))]
         );
         assert!(vcpus.are_all_known());
         // Without KVM's word and without names there is nobody to tell, and two are known to be missing.
-        let vcpus = of(&host.proc(), &process, &threads, &[], None, &Deadline::for_undo()).unwrap();
+        let vcpus = of(&host.proc(), &process, &threads, &[], None, &crate::testing::in_a_minute()).unwrap();
         assert_eq!((vcpus.threads.len(), vcpus.expected), (0, Some(2)));
     }
 
@@ -384,7 +384,7 @@ mod tests {
             let first = format!("{maker}-9");
             let vms: [(&str, &[(u32, i32)]); 2] = [("100-7", &[(0, 102)]), (&first, &[(0, 101)])];
             let (host, debugfs, process, threads) = qemu(&descriptors, &vms);
-            let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs), &Deadline::for_undo()).unwrap();
+            let vcpus = of(&host.proc(), &process, &threads, &[], Some(&debugfs), &crate::testing::in_a_minute()).unwrap();
             assert!(vcpus.are_all_known());
             assert_eq!(vcpus.threads.iter().map(|vcpu| vcpu.tid).collect::<Vec<_>>(), [101, 102]);
         }
@@ -396,7 +396,7 @@ mod tests {
         for descriptors in [&[(9, "kvm-vm"), (14, "kvm-vcpu:0"), (15, "kvm-vcpu:1")][..], &[(9, "kvm-vm"), (14, "kvm-vcpu:0")]]
         {
             let (host, debugfs, process, threads) = qemu(descriptors, &[("100-9", &[(0, 101), (1, 300)])]);
-            let told = || of(&host.proc(), &process, &threads, &[], Some(&debugfs), &Deadline::for_undo()).unwrap();
+            let told = || of(&host.proc(), &process, &threads, &[], Some(&debugfs), &crate::testing::in_a_minute()).unwrap();
             assert_eq!((told().parked, told().is_partial()), (1, false), "nobody bears that number");
             host.add(&Fake { pid: 300, memory: 2, ..Fake::default() });
             assert_eq!((told().parked, told().is_partial()), (1, false), "somebody else does");

@@ -119,8 +119,11 @@ fn a_start_looks_at_eight_of_the_others_and_an_end_at_all() {
     // Each run has 200 ms for it, which on a slow host is enough for fewer.
     hook("createRuntime", 20).logged("placed");
     assert!((21 - 8..=21).contains(&records()), "{}", records());
-    for _ in 0..20 {
+    for _ in 0..100 {
         hook("poststop", 20);
+        if records() == 0 {
+            break;
+        }
     }
     assert_eq!(records(), 0);
     env.assert_no_groups();

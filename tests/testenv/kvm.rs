@@ -34,11 +34,12 @@ impl Vm {
 pub(crate) struct Vcpu(OwnedFd);
 
 impl Vcpu {
-    /// Runs it for as long as it can: without memory that is a moment, again and again.
-    pub(crate) fn run_for_ever(&self) -> ! {
+    /// Runs it for as long as it can: without memory that is a moment, again and again. After the first, KVM knows who does.
+    pub(crate) fn run_for_ever(&self, is_known: impl Fn()) -> ! {
         loop {
             // SAFETY: an open descriptor and a number; the kernel touches none of our memory for it.
             unsafe { ioctl(self.0.as_raw_fd(), RUN, 0 as c_ulong) };
+            is_known();
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -72,13 +72,14 @@ fn beget_idle(name: &str) {
     std::thread::Builder::new().name(name.to_owned()).stack_size(64 << 10).spawn(idle).unwrap();
 }
 
-/// Its vCPUs are run by threads of this name.
+/// Its vCPUs are run by threads that have this name once KVM knows them.
 pub(crate) const VCPU_IN_DISGUISE: &str = "worker";
 
 fn beget_vcpus(vm: Vm) -> Vm {
     for vcpu in (0..2).map(|number| vm.vcpu(number)) {
-        let run = move || vcpu.run_for_ever();
-        std::thread::Builder::new().name(VCPU_IN_DISGUISE.to_owned()).stack_size(64 << 10).spawn(run).unwrap();
+        let name_it = || fs::write("/proc/thread-self/comm", VCPU_IN_DISGUISE).unwrap();
+        let run = move || vcpu.run_for_ever(name_it);
+        std::thread::Builder::new().stack_size(64 << 10).spawn(run).unwrap();
     }
     vm
 }
