@@ -260,8 +260,8 @@ impl Actor {
     fn is_in_order_as(&self, role: Role) -> bool {
         let looks_it = match (self.looks, role) {
             (Looks::Qemu | Looks::CloudHypervisor | Looks::Firecracker, Role::Vmm) => true,
-            // Dragonball.
-            (Looks::Shim, Role::Vmm) => self.has_kvm,
+            // Dragonball: it holds a VM, or the record knows it, as it knows none that is a shim and no more.
+            (Looks::Shim, Role::Vmm) => self.has_kvm || self.recorded == Some(true),
             (Looks::Virtiofsd, Role::Helper) | (Looks::Shim, Role::Shim) => true,
             _ => false,
         };
