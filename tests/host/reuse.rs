@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::testenv::*;
@@ -69,13 +70,18 @@ fn first_vcpu(sandbox: &Sandbox) -> i32 {
     *sandbox.vcpu_threads().first().unwrap()
 }
 
-fn can_choose_numbers() -> Option<()> {
-    if Path::new(LAST_PID).exists() { Some(()) } else { skipped("no ns_last_pid") }
+/// One test at a time: what another starts meanwhile gets the numbers right behind, such as a second vCPU thread's, is moved for a moment, and
+/// may start somebody there whose number nobody knows.
+static NUMBERS: Mutex<()> = Mutex::new(());
+
+fn can_choose_numbers() -> Option<MutexGuard<'static, ()>> {
+    let choosing = NUMBERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if Path::new(LAST_PID).exists() { Some(choosing) } else { skipped("no ns_last_pid") }
 }
 
 #[test]
 fn who_got_the_vmms_number_while_it_was_moved_is_put_back() {
-    let (Some(env), Some(())) = (Env::new(), can_choose_numbers()) else { return };
+    let (Some(env), Some(_choosing)) = (Env::new(), can_choose_numbers()) else { return };
     let (sandbox, mut stranger) = (env.sandbox().start(), None);
     let pid = sandbox.pid;
     assert_stranger_is_put_back(sandbox, "prestart", &processes_file(&env), pid, |pid| stranger = Some(take(pid)));
@@ -84,7 +90,7 @@ fn who_got_the_vmms_number_while_it_was_moved_is_put_back() {
 
 #[test]
 fn who_got_a_vcpu_threads_number_while_it_was_moved_is_put_back() {
-    let (Some(env), Some(())) = (Env::with("cpu", Version::V1), can_choose_numbers()) else { return };
+    let (Some(env), Some(_choosing)) = (Env::with("cpu", Version::V1), can_choose_numbers()) else { return };
     let (sandbox, mut stranger) = (env.sandbox().start(), None);
     let (file, tid) = (env.constrained("cpu").threads_file(), first_vcpu(&sandbox));
     assert_stranger_is_put_back(sandbox, "prestart", &file, tid, |tid| stranger = Some(take(tid)));
@@ -94,7 +100,7 @@ fn who_got_a_vcpu_threads_number_while_it_was_moved_is_put_back() {
 /// Such as a container's first process has, whose parent is not in the container's groups.
 #[test]
 fn a_thread_that_got_the_number_is_put_back_beside_its_processs_first() {
-    let (Some(env), Some(())) = (Env::with("cpu", Version::V1), can_choose_numbers()) else { return };
+    let (Some(env), Some(_choosing)) = (Env::with("cpu", Version::V1), can_choose_numbers()) else { return };
     env.configure(&stand_in_row());
     let mut process = env.stand_in("stranger", VMM);
     for group in premake(&format!("{}/limited", env.top())) {
@@ -111,7 +117,7 @@ fn a_thread_that_got_the_number_is_put_back_beside_its_processs_first() {
 
 #[test]
 fn who_got_the_number_of_one_that_is_moved_out_of_a_group_of_ours_is_put_back() {
-    let (Some(env), Some(())) = (Env::new(), can_choose_numbers()) else { return };
+    let (Some(env), Some(_choosing)) = (Env::new(), can_choose_numbers()) else { return };
     let (sandbox, mut stranger) = (env.sandbox().start(), None);
     let home = Group::new("cpu", &format!("{}/home", env.top()));
     for group in premake(&home.path) {
