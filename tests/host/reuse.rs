@@ -41,7 +41,7 @@ fn is_held_in_write(pid: i32) -> bool {
 fn assert_stranger_is_put_back(mut sandbox: Sandbox, stage: &str, file: &Path, number: i32, take: impl FnOnce(i32)) {
     let env = sandbox.env;
     // An emulated CPU needs its time to end a VM and start a process.
-    let seconds = if std::env::var_os("KCH_TEST_VM").is_some() { 15 } else { 5 };
+    let seconds = if std::env::var_os("KCH_TEST_VM").is_some() { 10 } else { 4 };
     env.configure(&format!("deadline-ms = 60000\n{}", stand_in_row()));
     let trace = env.dir.join("trace");
     let delay = format!("inject=write:delay_enter={seconds}s:when=1");
