@@ -102,12 +102,12 @@ pub fn for_each_line(fd: impl AsFd, mut take: impl FnMut(&[u8])) -> Result<(), E
         }
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (piece, after) = rest.split_at(end);
-            extend_to(&mut line, piece, LONGEST_LINE);
+            extend(&mut line, piece);
             take(&line);
             line.clear();
             rest = after.get(1..).unwrap_or_default();
         }
-        extend_to(&mut line, rest, LONGEST_LINE);
+        extend(&mut line, rest);
     }
     if !line.is_empty() {
         take(&line);
@@ -117,8 +117,8 @@ pub fn for_each_line(fd: impl AsFd, mut take: impl FnMut(&[u8])) -> Result<(), E
 
 const LONGEST_LINE: usize = 64 << 10;
 
-fn extend_to(line: &mut Vec<u8>, piece: &[u8], most: usize) {
-    line.extend(piece.iter().take(most.saturating_sub(line.len())));
+fn extend(line: &mut Vec<u8>, piece: &[u8]) {
+    line.extend(piece.iter().take(LONGEST_LINE.saturating_sub(line.len())));
 }
 
 /// How much is read at once, and what the kernel fills at least where it has that much to tell.

@@ -434,7 +434,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::testing::{Fake, FakeProc};
+    use crate::testing::{Fake, FakeProc, in_a_minute};
 
     #[test]
     fn the_kernels_version_and_file_systems_are_read() {
@@ -541,7 +541,7 @@ mod tests {
         let host = FakeProc::new();
         let ended = Fake { threads: vec![101], state: 'Z', ..Fake::default() };
         host.add(&ended);
-        let (proc, patient) = (host.proc(), Deadline::after(Instant::now(), Duration::from_secs(60)));
+        let (proc, patient) = (host.proc(), in_a_minute());
         let process = proc.process(100).unwrap().unwrap();
         let is_over = |deadline: &Deadline| process.is_over(&process.stat().unwrap(), deadline).unwrap();
         assert!(is_over(&patient));
@@ -550,7 +550,6 @@ mod tests {
         std::fs::copy(stat("100"), host.dir.path().join("before")).unwrap();
         // One thread after the other makes its successor and ends: one of them always lives, whichever are listed.
         host.add(&Fake { threads: vec![101, 102, 103], ..ended.clone() });
-        std::fs::copy(stat("100"), host.dir.path().join("more")).unwrap();
         std::fs::remove_dir_all(host.dir.path().join("100/task/102")).unwrap();
         std::fs::remove_dir_all(host.dir.path().join("100/task/103")).unwrap();
         assert!(!is_over(&patient), "two of four are listed");
@@ -572,7 +571,7 @@ mod tests {
         std::os::unix::fs::symlink("anon_inode:kvm-vcpu:3", fd(3)).unwrap();
         std::os::unix::fs::symlink(format!("/{}", "x".repeat(4000)), fd(4)).unwrap();
         let process = host.proc().process(100).unwrap().unwrap();
-        let in_time = Deadline::after(Instant::now(), Duration::from_secs(60));
+        let in_time = in_a_minute();
         assert_eq!(process.descriptors_of_kvm(&in_time), Ok(vec![(3, b"anon_inode:kvm-vcpu:3".to_vec())]));
         assert_eq!(process.holds(b"anon_inode:kvm-vcpu:3"), Ok(true));
         assert_eq!(process.holds(b"anon_inode:kvm-vm"), Ok(false));
@@ -601,7 +600,7 @@ mod tests {
         assert_eq!(Some(process.stat().unwrap().start), proc.start_of(own).unwrap());
         assert!(process.executable().unwrap().is_absolute());
         assert!(!process.arguments().unwrap().is_empty());
-        assert!(process.descriptors_of_kvm(&crate::testing::in_a_minute()).unwrap().is_empty());
+        assert!(process.descriptors_of_kvm(&in_a_minute()).unwrap().is_empty());
         assert!(proc.process(0).unwrap().is_none() && proc.process(-1).unwrap().is_none());
         let stat = std::fs::read_to_string("/proc/stat").unwrap();
         let btime: u64 = stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse().unwrap();
